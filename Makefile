@@ -1,0 +1,42 @@
+# Two commands for a fresh machine: `make demo` and `make test`. Each does all of its own set-up.
+PYTHON ?= python3
+BIN := .venv/bin
+TASK ?= watch
+READY := .venv/.ready
+
+.PHONY: install demo test check format constraints clean
+.DELETE_ON_ERROR:
+
+install: $(READY)
+
+$(READY): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "Python 3.11 or newer is needed; name one: make PYTHON=python3.12 ..."; exit 1; }
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[torch,server,local,dev]'
+	touch $(READY)
+
+demo: $(READY)  ## ten agents, one coordinator, the whole job; TASK=watch|digits|fashion-mnist KEEP=1 SAVE=FILE
+	$(BIN)/python examples/demo.py --task $(TASK) $(if $(KEEP),--keep) $(if $(SAVE),--save $(SAVE))
+
+test: $(READY)  ## the whole suite on real servers
+	$(BIN)/python -m pytest -n 2
+
+check: $(READY)  ## style, types, architecture
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/python -m pytest -q -p no:xdist tests/test_architecture.py
+
+format: $(READY)
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+constraints: $(READY)  ## write what is installed now as the exact versions of the set-up
+	{ echo "# Exact versions for a reproducible set-up; ranges are in pyproject.toml. Renew with: make constraints"; \
+	  $(BIN)/python -m pip freeze --exclude-editable --exclude fedselect | sed 's/+cpu$$//' | sort -f; } > constraints.new
+	mv constraints.new constraints.txt
+
+clean:  ## stop the local stack and remove what make made
+	-$(BIN)/fedselect down
+	rm -rf .venv .fedselect

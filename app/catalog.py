@@ -1,0 +1,163 @@
+"""Models and versions: what is trained, and every set of shared parameters there has been.
+
+Owns the ``models`` and ``versions`` rows. Must not know rounds or who trains.
+"""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from uuid import UUID, uuid4
+
+from sqlalchemy import Select, select
+
+from app import ledger
+from app.auth import Principal
+from app.db import Tx
+from app.errors import Conflict, Missing
+from app.storage import Storage
+from app.tables import Model, Version
+from fedselect import __version__
+from fedselect.protocol import Download, ModelCreate, ModelInfo, VersionInfo
+from fedselect.space import ParameterSpace
+
+
+def register_model(tx: Tx, principal: Principal, body: ModelCreate) -> ModelInfo:
+    """Register a model by its parameter space.
+
+    Raises:
+        SpaceError: not a usable parameter space.
+        Conflict: the project has a model of that name.
+    """
+    space = ParameterSpace.from_json(body.space)
+    project = principal.project_id
+    model = Model(
+        id=uuid4(),
+        project_id=project,
+        name=body.name,
+        space=space.to_json(),
+        space_digest=space.digest,
+        elements=space.dim,
+        created_at=tx.now,
+    )
+    taken = Conflict(f"there is already a model named {body.name!r}", code="model_name_taken")
+    tx.insert(model, taken=taken)
+    ledger.append(
+        tx,
+        "model.registered",
+        f"model:{model.id}",
+        project=project,
+        body={"name": model.name, "space": space.digest, "elements": space.dim},
+    )
+    return model_info(model, None)
+
+
+def add_initial_version(tx: Tx, model: Model, *, object_key: str, sha256: str, size: int) -> None:
+    """Give a model its initial weights, once."""
+    version = Version(
+        id=uuid4(),
+        project_id=model.project_id,
+        model_id=model.id,
+        number=0,
+        object_key=object_key,
+        sha256=sha256,
+        size=size,
+        code_version=__version__,
+        created_at=tx.now,
+    )
+    tx.session.add(version)
+    ledger.append(
+        tx,
+        "version.imported",
+        f"version:{version.id}",
+        project=model.project_id,
+        body={"model": str(model.id), "sha256": sha256, "size": size},
+    )
+
+
+def initial_version(tx: Tx, model_id: UUID) -> Version | None:
+    """A model's initial weights, None before they are uploaded and verified."""
+    query = select(Version).where(Version.model_id == model_id, Version.arm_id.is_(None))
+    return tx.session.scalars(query).first()
+
+
+def newest_version(tx: Tx, arm_id: UUID) -> Version:
+    """The last version of an arm; every arm has number 0."""
+    query = select(Version).where(Version.arm_id == arm_id).order_by(Version.number.desc()).limit(1)
+    return tx.session.scalars(query).one()
+
+
+def origin_version(tx: Tx, arm_id: UUID) -> Version:
+    """The arm's version 0."""
+    return tx.session.scalars(
+        select(Version).where(Version.arm_id == arm_id, Version.number == 0)
+    ).one()
+
+
+def get_model(tx: Tx, principal: Principal, model_id: UUID, *, lock: bool = False) -> Model:
+    """A model of the principal's project.
+
+    Raises:
+        Missing: there is none.
+    """
+    query = select(Model).where(Model.id == model_id, Model.project_id == principal.project_id)
+    model = tx.session.scalars(query.with_for_update() if lock else query).first()
+    if model is None:
+        raise Missing(f"there is no model {model_id} in this project")
+    return model
+
+
+def get_version(tx: Tx, principal: Principal, version_id: UUID) -> Version:
+    """A version of the principal's project.
+
+    Raises:
+        Missing: there is none.
+    """
+    query = select(Version).where(
+        Version.id == version_id, Version.project_id == principal.project_id
+    )
+    version = tx.session.scalars(query).first()
+    if version is None:
+        raise Missing(f"there is no version {version_id} in this project")
+    return version
+
+
+def download(
+    tx: Tx, principal: Principal, version_id: UUID, *, storage: Storage, lifetime: float
+) -> Download:
+    """A signed address of a version file."""
+    version = get_version(tx, principal, version_id)
+    until = tx.now + timedelta(seconds=lifetime)
+    return storage.sign_get(
+        version.object_key, sha256=version.sha256, size=version.size, until=until
+    )
+
+
+def models(principal: Principal) -> Select[Model]:
+    """The principal's models."""
+    return select(Model).where(Model.project_id == principal.project_id)
+
+
+def model_infos(tx: Tx, found: list[Model]) -> list[ModelInfo]:
+    """Models as the interface shows them, with one query for all of them."""
+    query = select(Version).where(
+        Version.model_id.in_([m.id for m in found]), Version.arm_id.is_(None)
+    )
+    initial = {v.model_id: v for v in tx.session.scalars(query)}
+    return [model_info(m, initial.get(m.id)) for m in found]
+
+
+def model_info(model: Model, initial: Version | None) -> ModelInfo:
+    """The model as the interface shows it."""
+    return ModelInfo(
+        id=model.id,
+        name=model.name,
+        space_digest=model.space_digest,
+        elements=model.elements,
+        initial_version=version_info(initial) if initial else None,
+        created_at=model.created_at,
+    )
+
+
+def version_info(version: Version) -> VersionInfo:
+    """The version as the interface shows it."""
+    return VersionInfo.model_validate(version, from_attributes=True)

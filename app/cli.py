@@ -1,0 +1,165 @@
+"""Commands of the server half: up, down, status, admin.
+
+Owns what they print. Must not contain rules: it starts the stack and calls the same functions as
+the API.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from alembic import command as alembic
+from alembic.config import Config
+from rich.console import Console
+from rich.table import Table
+
+from app import tenants, wiring
+from fedselect.personal import write_atomically
+
+if TYPE_CHECKING:
+    from app.localstack import LocalStack
+
+out = Console()
+admin = typer.Typer(
+    no_args_is_help=True, help="Prepare a deployment: schema, projects, first keys."
+)
+Root = Annotated[Path, typer.Option(help="Folder of the local stack.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
+DEFAULT_ROOT = Path(".fedselect")
+
+
+def register(app: typer.Typer) -> None:
+    """Add this half's commands."""
+    app.command()(up)
+    app.command()(down)
+    app.command()(status)
+    app.add_typer(admin, name="admin")
+
+
+def up(root: Root = DEFAULT_ROOT, as_json: AsJson = False) -> None:
+    """Start PostgreSQL, Redis, an S3 server, the coordinator, a worker and the scheduler."""
+    stack = _stack(root)
+    stack.up(prepare=lambda environment: prepare(root, environment))
+    _show(stack, as_json)
+    if not as_json:
+        url = stack.environment()["PUBLIC_URL"]
+        out.print(f"API docs  {url}/docs\nOwner key {admin_key_file(root)}")
+        out.print(f"Stop with [bold]fedselect down --root {root}[/bold]")
+
+
+def down(root: Root = DEFAULT_ROOT) -> None:
+    """Stop everything that `up` started; the data stays."""
+    _stack(root).down()
+
+
+def status(root: Root = DEFAULT_ROOT, as_json: AsJson = False) -> None:
+    """Show what runs; exit code 1 unless everything does."""
+    stack = _stack(root)
+    _show(stack, as_json)
+    if any(s.state.value not in {"running", "given"} for s in stack.status()):
+        raise typer.Exit(1)
+
+
+def _stack(root: Path) -> LocalStack:
+    # Its libraries take a second to load, which only these three commands need to wait for.
+    from app.localstack import LocalStack
+
+    return LocalStack(root)
+
+
+def _show(stack: LocalStack, as_json: bool) -> None:
+    services = stack.status()
+    if as_json:
+        rows = [
+            {
+                "name": s.name,
+                "state": s.state.value,
+                "pid": s.pid,
+                "port": s.port,
+                "log": str(s.log),
+            }
+            for s in services
+        ]
+        typer.echo(json.dumps(rows))
+        return
+    table = Table("service", "state", "pid", "port", "log", box=None)
+    for s in services:
+        table.add_row(s.name, s.state.value, str(s.pid or "–"), str(s.port or "–"), str(s.log))
+    out.print(table)
+
+
+def admin_key_file(root: Path) -> Path:
+    """Where the local stack keeps its owner key."""
+    return root / "owner.key"
+
+
+def prepare(root: Path, environment: dict[str, str]) -> None:
+    """Migrate, create the bucket, the default project and its owner key, once."""
+    with _environment(environment):
+        migrate()
+        with _coordinator() as core:
+            core.storage.prepare()
+            file = admin_key_file(root)
+            if not file.exists():
+                write_atomically(file, _first_key(core).encode())
+
+
+def _first_key(core: wiring.Coordinator, role: str = "owner") -> str:
+    with core.db.transaction("command-line") as tx:
+        project = tenants.ensure_project(tx, organisation="default", project="default")
+        return tenants.issue_key(tx, core.settings.pepper, project=project, role=role)
+
+
+@admin.command()
+def migrate() -> None:
+    """Bring the schema of DATABASE_URL up to date."""
+    config = Config()
+    config.set_main_option("script_location", "migrations:.")
+    config.set_main_option("path_separator", "os")
+    alembic.upgrade(config, "head")
+
+
+@admin.command("create-bucket")
+def create_bucket() -> None:
+    """Create S3_BUCKET if it is not there."""
+    with _coordinator() as core:
+        core.storage.prepare()
+
+
+@admin.command("create-key")
+def create_key(
+    organisation: Annotated[str, typer.Option()] = "default",
+    project: Annotated[str, typer.Option()] = "default",
+    role: Annotated[str, typer.Option(help="owner or auditor")] = "owner",
+) -> None:
+    """Print a new key of a project, created with it if needed. It is shown this one time."""
+    with _coordinator() as core, core.db.transaction("command-line") as tx:
+        project_id = tenants.ensure_project(tx, organisation=organisation, project=project)
+        key = tenants.issue_key(tx, core.settings.pepper, project=project_id, role=role)
+    typer.echo(key)
+
+
+@contextmanager
+def _coordinator() -> Iterator[wiring.Coordinator]:
+    core = wiring.build()
+    try:
+        yield core
+    finally:
+        core.close()
+
+
+@contextmanager
+def _environment(extra: dict[str, str]) -> Iterator[None]:
+    before = dict(os.environ)
+    os.environ.update(extra)
+    try:
+        yield
+    finally:
+        os.environ.clear()
+        os.environ.update(before)

@@ -1,0 +1,111 @@
+"""The database: engine, transactions and what happens after a commit.
+
+Owns the only ``commit`` of the project. Must not know any table or rule.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import datetime
+from uuid import UUID
+
+from sqlalchemy import create_engine, text
+from sqlalchemy.exc import IntegrityError
+from sqlalchemy.orm import Session
+
+Clock = Callable[[], datetime]
+UNIQUE_VIOLATION = "23505"
+log = logging.getLogger(__name__)
+
+
+@dataclass
+class Tx:
+    """One transaction: a session, one fixed time, who acts, and what to do after the commit.
+
+    ``ring`` tells a worker of a job; use it in an after-commit hook only.
+    """
+
+    session: Session
+    now: datetime
+    actor: str
+    ring: Callable[[UUID], None]
+    _hooks: list[Callable[[], None]] = field(default_factory=list)
+
+    def insert(self, row: object, *, taken: Exception) -> None:
+        """Insert a row at once; if its name is taken, raise ``taken``.
+
+        Only the unique index can tell: whoever looks first may be overtaken by somebody else.
+        """
+        self.session.add(row)
+        try:
+            self.session.flush()
+        except IntegrityError as error:
+            if getattr(error.orig, "sqlstate", None) != UNIQUE_VIOLATION:
+                raise
+            raise taken from error
+
+    def after_commit(self, hook: Callable[[], None]) -> None:
+        """Do this once the transaction is committed, never if it is rolled back."""
+        self._hooks.append(hook)
+
+    def run_hooks(self) -> None:
+        """Called by :class:`Database` alone. A failing hook is logged: the rows already stand."""
+        for hook in self._hooks:
+            try:
+                hook()
+            except Exception:
+                log.exception("after-commit hook failed; the sweeper will make up for it")
+
+
+class Database:
+    """Opens transactions; thread-safe."""
+
+    def __init__(self, url: str, *, pool: int, clock: Clock, ring: Callable[[UUID], None]) -> None:
+        self._engine = create_engine(
+            url,
+            pool_size=pool,
+            max_overflow=pool,
+            pool_pre_ping=True,
+            pool_timeout=10,
+            connect_args={"connect_timeout": 10},
+        )
+        self._clock = clock
+        self._ring = ring
+
+    @contextmanager
+    def transaction(self, actor: str) -> Iterator[Tx]:
+        """Commit at the end, roll back on any exception, then run the after-commit hooks."""
+        with Session(self._engine, expire_on_commit=False) as session:
+            tx = Tx(session, self._clock(), actor, self._ring)
+            yield tx
+            session.commit()
+        tx.run_hooks()
+
+    @contextmanager
+    def singleton(self, number: int) -> Iterator[bool]:
+        """Hold an advisory lock while the block runs; yields False if another process has it.
+
+        The lock belongs to a connection of its own, so it is freed even by ``kill -9``.
+        """
+        with self._engine.connect() as connection:
+            held = bool(connection.scalar(text("SELECT pg_try_advisory_lock(:n)"), {"n": number}))
+            try:
+                yield held
+            finally:
+                if held:
+                    connection.execute(text("SELECT pg_advisory_unlock(:n)"), {"n": number})
+
+    def ping(self) -> str | None:
+        """The schema revision, None before the first migration; raises if there is no database."""
+        with self._engine.connect() as connection:
+            if connection.scalar(text("SELECT to_regclass('alembic_version')")) is None:
+                return None
+            found = connection.scalar(text("SELECT version_num FROM alembic_version"))
+            return None if found is None else str(found)
+
+    def close(self) -> None:
+        """Close all connections."""
+        self._engine.dispose()

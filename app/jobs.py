@@ -1,0 +1,181 @@
+"""Jobs as rows, and the doorbell that tells a worker to look.
+
+Owns enqueueing, leases, attempts and the Celery client (sending by name). A lost message loses
+nothing, a repeated one changes nothing. Must not know what a job does.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+from functools import partial
+from uuid import UUID, uuid4
+
+from celery import Celery
+from sqlalchemy import func, or_, select, update
+
+from app.db import Tx
+from app.errors import Refusal
+from app.tables import Job
+
+RUN_JOB = "fedselect.run_job"
+RETRY_AFTER = 2.0  # seconds, doubled with every attempt
+log = logging.getLogger(__name__)
+
+
+class LeaseLost(Refusal):
+    """Another worker holds this job by now: whatever was computed must not be written."""
+
+    code = "lease_lost"
+
+
+@dataclass(frozen=True, slots=True)
+class Lease:
+    """The right to work on a job until ``lease`` seconds have passed without renewal."""
+
+    job_id: UUID
+    project_id: UUID
+    kind: str
+    subject_id: UUID
+    part: int
+    token: UUID
+    epoch: int
+    attempt: int
+
+
+def broker(redis_url: str) -> Celery:
+    """The Celery application of both sides: JSON only, no results, quick to notice a dead Redis."""
+    celery = Celery("fedselect", broker=redis_url, set_as_current=False)
+    celery.conf.update(
+        task_ignore_result=True,
+        task_serializer="json",
+        accept_content=["json"],
+        task_acks_late=True,
+        task_reject_on_worker_lost=True,
+        worker_prefetch_multiplier=1,
+        worker_hijack_root_logger=False,
+        broker_connection_retry_on_startup=True,
+        broker_connection_timeout=2,
+        broker_transport_options={
+            "visibility_timeout": 3600,
+            "socket_timeout": 10,
+            "socket_connect_timeout": 2,
+        },
+        timezone="UTC",
+    )
+    return celery
+
+
+class Doorbell:
+    """Rings over Redis."""
+
+    def __init__(self, redis_url: str) -> None:
+        self._celery = broker(redis_url)
+
+    def ring(self, job_id: UUID) -> None:
+        """Send the id; if Redis is away the sweeper rings again later."""
+        try:
+            self._celery.send_task(RUN_JOB, args=[str(job_id)], ignore_result=True, retry=False)
+        except Exception as error:  # vendor errors of three libraries; the row stays due
+            log.warning("doorbell unreachable: %s", type(error).__name__)
+
+
+# --- rows --------------------------------------------------------------------------------------
+
+
+def enqueue(tx: Tx, kind: str, subject: UUID, *, project: UUID, part: int = 0) -> None:
+    """Write a job that is due now, and ring once the transaction is committed."""
+    job = Job(
+        id=uuid4(),
+        project_id=project,
+        kind=kind,
+        subject_id=subject,
+        part=part,
+        run_after=tx.now,
+        created_at=tx.now,
+    )
+    tx.session.add(job)
+    tx.after_commit(partial(tx.ring, job.id))
+
+
+def claim(tx: Tx, job_id: UUID, *, seconds: float) -> Lease | None:
+    """Take a due job, or one whose lease has run out; None if somebody else has it."""
+    due = (Job.state == "due") & (Job.run_after <= tx.now)
+    orphaned = (Job.state == "leased") & (Job.lease_until < tx.now)
+    query = select(Job).where(Job.id == job_id, or_(due, orphaned))
+    job = tx.session.scalars(query.with_for_update(skip_locked=True)).first()
+    if job is None:
+        return None
+    job.state, job.lease_token = "leased", uuid4()
+    job.lease_until = tx.now + timedelta(seconds=seconds)
+    job.lease_epoch += 1
+    job.attempts += 1
+    place = (job.project_id, job.kind, job.subject_id, job.part)
+    return Lease(job.id, *place, job.lease_token, job.lease_epoch, job.attempts)
+
+
+def renew(tx: Tx, lease: Lease, *, seconds: float) -> None:
+    """Hold the job for another lease.
+
+    Raises:
+        LeaseLost: somebody else holds it.
+    """
+    _held(tx, lease).lease_until = tx.now + timedelta(seconds=seconds)
+
+
+def finish(tx: Tx, lease: Lease) -> None:
+    """Mark the job done, in the very transaction that writes its result.
+
+    Raises:
+        LeaseLost: somebody else holds it, so nothing may be written.
+    """
+    job = _held(tx, lease)
+    job.state, job.finished_at, job.lease_until = "done", tx.now, None
+
+
+def give_back(tx: Tx, lease: Lease, error: str, *, attempts: int) -> bool:
+    """Return a job after an error; True if that was its last attempt and it has failed."""
+    job = _held(tx, lease)
+    job.error, job.lease_until = error[:500], None
+    if lease.attempt >= attempts:
+        job.state, job.finished_at = "failed", tx.now
+        return True
+    job.state = "due"
+    job.run_after = tx.now + timedelta(seconds=RETRY_AFTER * 2 ** (lease.attempt - 1))
+    return False
+
+
+def overdue(tx: Tx, *, grace: float, limit: int) -> Sequence[UUID]:
+    """Jobs that have been due for ``grace`` seconds, or orphaned: the bell must ring again."""
+    before = tx.now - timedelta(seconds=grace)
+    due = (Job.state == "due") & (Job.run_after <= before)
+    orphaned = (Job.state == "leased") & (Job.lease_until < tx.now)
+    query = select(Job.id).where(or_(due, orphaned)).order_by(Job.run_after).limit(limit)
+    return tx.session.scalars(query).all()
+
+
+def remaining(tx: Tx, kind: str, subject: UUID) -> int:
+    """Parts of a job that are not done yet."""
+    query = select(func.count()).where(
+        Job.kind == kind, Job.subject_id == subject, Job.state != "done"
+    )
+    return tx.session.scalar(query) or 0
+
+
+def drop(tx: Tx, subject: UUID) -> None:
+    """Finish what is still open for a subject that has ended (a cancelled round)."""
+    tx.session.execute(
+        update(Job)
+        .where(Job.subject_id == subject, Job.state.in_(["due", "leased"]))
+        .values(state="done", finished_at=tx.now, error="no longer needed", lease_until=None)
+    )
+
+
+def _held(tx: Tx, lease: Lease) -> Job:
+    job = tx.session.scalars(select(Job).where(Job.id == lease.job_id).with_for_update()).one()
+    mine = (job.lease_token, job.lease_epoch) == (lease.token, lease.epoch)
+    if job.state != "leased" or not mine:
+        raise LeaseLost(f"job {lease.job_id} is held by another worker")
+    return job

@@ -1,0 +1,61 @@
+"""The ASGI application: builds the coordinator, mounts the routes.
+
+Owns assembly alone. Must not contain rules or SQL.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from fastapi import FastAPI
+
+from app import wiring
+from app.routes import admin, agents, auditing, operations
+from app.settings import AppSettings
+from app.web import Outermost, install_problem_handlers
+from fedselect import __version__
+
+DESCRIPTION = """
+Coordinator of personalized federated learning. Sites keep their data and a small, automatically
+selected part of the parameters; the rest is averaged per element over the clients that share it.
+
+* **agents** use a client key: check in, download, upload through a signed address, complete.
+* **administrators** use an owner key: models, enrolments, runs, rounds.
+* **auditors** read the ledger.
+
+Send the key as `Authorization: Bearer fsk_…`. Errors are `application/problem+json` with a stable
+`code`. Every creating POST accepts an `Idempotency-Key`. Times are UTC, RFC 3339.
+"""
+
+
+def create_app(settings: AppSettings | None = None) -> FastAPI:
+    """The application, for ``uvicorn --factory app.main:create_app``."""
+    settings = settings or AppSettings()
+    logging.basicConfig(level=settings.log_level, format="%(asctime)s %(levelname)s %(message)s")
+    core = wiring.build(settings)
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        yield
+        core.close()
+
+    app = FastAPI(
+        title="FedSelect coordinator",
+        version=__version__,
+        description=DESCRIPTION,
+        lifespan=lifespan,
+        redoc_url=None,
+        separate_input_output_schemas=False,
+    )
+    app.state.core = core
+    install_problem_handlers(app)
+    for module in (agents, admin, auditing, operations):
+        app.include_router(module.router)
+
+    def limit(path: str) -> int:
+        return settings.max_model_body if path == "/v1/models" else settings.max_body
+
+    app.add_middleware(Outermost, limit=limit)
+    return app

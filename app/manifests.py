@@ -1,0 +1,122 @@
+"""Manifests: the frozen list of what a round aggregates.
+
+Owns their content, order and digest. Must not aggregate or move a round.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from datetime import timedelta
+from uuid import UUID
+
+from sqlalchemy import select
+
+from app.db import Tx
+from app.errors import Missing
+from app.storage import Storage
+from app.tables import Client, ManifestRecord, MaskRecord, Model, Round, Run, Update, Version
+from fedselect.aggregate import GROUP, SHARD
+from fedselect.audit import canonical_json
+from fedselect.policies import RoundPolicy, RunSettings
+from fedselect.protocol import Download, Manifest, ManifestDocument, ManifestUpdate
+
+
+def freeze(tx: Tx, run: Run, current: Round) -> int:
+    """Write a closing round's manifest; returns the number of shards to aggregate."""
+    model = tx.session.get_one(Model, run.model_id)
+    base = tx.session.get_one(Version, current.base_version_id)
+    policy = RunSettings.model_validate(run.settings).round
+    manifest = Manifest(
+        run=str(run.id),
+        arm=str(current.arm_id),
+        round=current.number,
+        attempt=current.attempt,
+        space=model.space_digest,
+        elements=model.elements,
+        base_object=base.object_key,
+        base_sha256=base.sha256,
+        min_contributors=policy.min_contributors,
+        group=GROUP,
+        shard=SHARD,
+        updates=_updates(tx, current, policy),
+    )
+    body = canonical_json(manifest.model_dump(mode="json"))
+    digest = hashlib.sha256(body).hexdigest()
+    record = ManifestRecord(
+        round_id=current.id, body=body.decode(), sha256=digest, created_at=tx.now
+    )
+    tx.session.add(record)
+    return -(-model.elements // SHARD)
+
+
+def _updates(tx: Tx, current: Round, policy: RoundPolicy) -> list[ManifestUpdate]:
+    tx.session.flush()
+    query = (
+        select(Update, MaskRecord, Client.name)
+        .join(MaskRecord, MaskRecord.id == Update.mask_id)
+        .join(Client, Client.id == Update.client_id)
+        .where(Update.round_id == current.id)
+        .order_by(Update.number)
+    )
+    return [
+        ManifestUpdate(
+            number=update.number,
+            client=name,
+            object=update.object_key,
+            sha256=update.sha256,
+            mask_object=mask.object_key,
+            mask_sha256=mask.sha256,
+            examples=update.examples,
+            weight=update.examples if policy.weighting == "examples" else 1,
+        )
+        for update, mask, name in tx.session.execute(query)
+    ]
+
+
+def load(tx: Tx, round_id: UUID) -> Manifest:
+    """A round's manifest.
+
+    Raises:
+        Missing: the round has not been closed.
+    """
+    return Manifest.model_validate(json.loads(_record(tx, round_id).body))
+
+
+def digest(tx: Tx, round_id: UUID) -> str:
+    """SHA-256 (hex) of a round's manifest."""
+    return _record(tx, round_id).sha256
+
+
+def document(tx: Tx, round_id: UUID, *, storage: Storage, lifetime: float) -> ManifestDocument:
+    """A manifest with signed addresses of all files it names, for whoever wants to recompute."""
+    record = _record(tx, round_id)
+    manifest = Manifest.model_validate(json.loads(record.body))
+    until = tx.now + timedelta(seconds=lifetime)
+    files = {manifest.base_object: manifest.base_sha256}
+    for update in manifest.updates:
+        files[update.object] = update.sha256
+        files[update.mask_object] = update.mask_sha256
+    sizes = _sizes(tx, round_id, manifest)
+    downloads: dict[str, Download] = {
+        key: storage.sign_get(key, sha256=sha256, size=sizes[key], until=until)
+        for key, sha256 in files.items()
+    }
+    return ManifestDocument(sha256=record.sha256, manifest=manifest, downloads=downloads)
+
+
+def _sizes(tx: Tx, round_id: UUID, manifest: Manifest) -> dict[str, int]:
+    query = select(Update.object_key, Update.size).where(Update.round_id == round_id)
+    sizes: dict[str, int] = dict(tx.session.execute(query).all())
+    base = select(Version.size).join(Round, Round.base_version_id == Version.id)
+    sizes[manifest.base_object] = tx.session.scalars(base.where(Round.id == round_id)).one()
+    for update in manifest.updates:
+        sizes[update.mask_object] = -(-manifest.elements // 8)
+    return sizes
+
+
+def _record(tx: Tx, round_id: UUID) -> ManifestRecord:
+    record = tx.session.get(ManifestRecord, round_id)
+    if record is None:
+        raise Missing("the round has no manifest: it has not been closed", code="manifest_missing")
+    return record

@@ -1,0 +1,473 @@
+"""The one door: every change of state of a run, a round or an assignment goes through here.
+
+Lock the run's row, ask ``fedselect.lifecycle``, write the row, its history and its ledger entry,
+then what follows from it. Must not know HTTP or the object store.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from datetime import timedelta
+from uuid import UUID, uuid4
+
+from sqlalchemy import func, select
+
+from app import catalog, jobs, ledger, manifests
+from app.db import Tx
+from app.tables import (
+    Arm,
+    Assignment,
+    Client,
+    MaskRecord,
+    Round,
+    Run,
+    Transition,
+    Upload,
+    Version,
+)
+from fedselect import __version__
+from fedselect.errors import LifecycleError
+from fedselect.lifecycle import (
+    GATHERING_ROUNDS,
+    OPEN_ASSIGNMENTS,
+    TERMINAL_ROUNDS,
+    AfterRound,
+    AssignmentEvent,
+    AssignmentState,
+    Decision,
+    RoundEvent,
+    RoundFacts,
+    RoundState,
+    RunEvent,
+    RunState,
+    after_round,
+    decide,
+    next_assignment_state,
+    next_run_state,
+)
+from fedselect.policies import RunSettings
+
+# --- locks -------------------------------------------------------------------------------------
+
+
+def lock_run(tx: Tx, run_id: UUID) -> Run:
+    """Lock a run for transitions. Locks are always taken in the order run, round, assignment."""
+    query = select(Run).where(Run.id == run_id).with_for_update()
+    return tx.session.scalars(query, execution_options={"populate_existing": True}).one()
+
+
+def hold_run(tx: Tx, run_id: UUID) -> None:
+    """Keep a run from changing while an upload is registered; uploads do not exclude each other."""
+    tx.session.execute(select(Run.id).where(Run.id == run_id).with_for_update(read=True))
+
+
+def lock_round(tx: Tx, round_id: UUID) -> tuple[Run, Round]:
+    """Lock a round's run and read both afresh."""
+    run_id = tx.session.scalars(select(Round.run_id).where(Round.id == round_id)).one()
+    run = lock_run(tx, run_id)
+    return run, fresh_round(tx, round_id)
+
+
+def fresh_round(tx: Tx, round_id: UUID) -> Round:
+    """A round's row as it is now, never as this transaction saw it before it had the lock."""
+    query = select(Round).where(Round.id == round_id)
+    return tx.session.scalars(query, execution_options={"populate_existing": True}).one()
+
+
+# --- runs --------------------------------------------------------------------------------------
+
+
+def move_run(tx: Tx, run: Run, event: RunEvent, *, reason: str | None = None) -> None:
+    """Change a run's state; its row must be locked.
+
+    Raises:
+        LifecycleError: the state does not allow it.
+    """
+    before, after = run.state, next_run_state(RunState(run.state), event)
+    run.state, run.reason = after.value, reason
+    _record(tx, "run", run, before=before, reason=reason)
+
+
+def open_next_round(tx: Tx, run: Run, arm: Arm, *, attempt: int = 1) -> Round:
+    """Open the round behind the arm's newest version."""
+    base = catalog.newest_version(tx, arm.id)
+    policy = RunSettings.model_validate(run.settings).round
+    selection_ends = tx.now + timedelta(seconds=policy.selection_deadline)
+    opened = Round(
+        id=uuid4(),
+        project_id=run.project_id,
+        run_id=run.id,
+        arm_id=arm.id,
+        base_version_id=base.id,
+        number=base.number + 1,
+        attempt=attempt,
+        state=RoundState.SELECTING.value,
+        selection_ends=selection_ends,
+        report_ends=selection_ends + timedelta(seconds=policy.report_deadline),
+        opened_at=tx.now,
+    )
+    tx.session.add(opened)
+    tx.session.flush()
+    _record(tx, "round", opened, before=None, reason=f"round {opened.number}, attempt {attempt}")
+    return opened
+
+
+def active_round(tx: Tx, arm_id: UUID) -> Round | None:
+    """The arm's round that has not ended; there is at most one."""
+    ended = [s.value for s in TERMINAL_ROUNDS]
+    query = select(Round).where(Round.arm_id == arm_id, Round.state.not_in(ended))
+    return tx.session.scalars(query).first()
+
+
+# --- rounds ------------------------------------------------------------------------------------
+
+
+def apply(tx: Tx, round_id: UUID, event: RoundEvent) -> RoundState:
+    """Let a round take an event, with all that follows; returns its state afterwards.
+
+    Raises:
+        LifecycleError: the state does not allow it.
+    """
+    run, current = lock_round(tx, round_id)
+    return advance(tx, run, current, event)
+
+
+def advance(tx: Tx, run: Run, current: Round, event: RoundEvent) -> RoundState:
+    """:func:`apply` for a run that is locked already."""
+    settings = RunSettings.model_validate(run.settings)
+    decision = decide(_facts(tx, current), event, policy=settings.round, now=tx.now)
+    if decision.to is not None:
+        _enter(tx, run, current, decision)
+    return RoundState(current.state)
+
+
+def _facts(tx: Tx, current: Round) -> RoundFacts:
+    query = (
+        select(Assignment.state, func.count())
+        .where(Assignment.round_id == current.id)
+        .group_by(Assignment.state)
+    )
+    tx.session.flush()
+    counts: Counter[str] = Counter(dict(tx.session.execute(query).all()))
+    return RoundFacts(
+        state=RoundState(current.state),
+        selection_ends=current.selection_ends,
+        report_ends=current.report_ends,
+        assigned=counts.total(),
+        open=sum(counts[s.value] for s in OPEN_ASSIGNMENTS),
+        pending=counts[AssignmentState.UPLOADED.value],
+        accepted=counts[AssignmentState.ACCEPTED.value],
+    )
+
+
+def _enter(tx: Tx, run: Run, current: Round, decision: Decision) -> None:
+    if decision.to is None:
+        return
+    before, current.state, current.reason = current.state, decision.to.value, decision.reason
+    ended = decision.to in TERMINAL_ROUNDS
+    if ended:
+        current.closed_at = tx.now
+    _record(tx, "round", current, before=before, reason=decision.reason)
+    if ended or decision.to is RoundState.AGGREGATING:
+        _close_assignments(tx, current)
+    if decision.to is RoundState.AGGREGATING:
+        parts = manifests.freeze(tx, run, current)
+        for part in range(parts):
+            jobs.enqueue(tx, "aggregate", current.id, project=current.project_id, part=part)
+    if ended:
+        _follow(tx, run, current)
+
+
+def _close_assignments(tx: Tx, current: Round) -> None:
+    unsettled = [s.value for s in (*OPEN_ASSIGNMENTS, AssignmentState.UPLOADED)]
+    query = select(Assignment).where(
+        Assignment.round_id == current.id, Assignment.state.in_(unsettled)
+    )
+    for assignment in tx.session.scalars(query.with_for_update()):
+        if assignment.state == AssignmentState.UPLOADED:
+            reject(tx, assignment, reason=f"round_{current.state}")
+        else:
+            reason = f"the round is {current.state}: {current.reason}"
+            move_assignment(tx, assignment, AssignmentEvent.EXPIRE, reason=reason)
+
+
+def _follow(tx: Tx, run: Run, ended: Round) -> None:
+    if ended.state != RoundState.PUBLISHED:
+        jobs.drop(tx, ended.id)
+    settings = RunSettings.model_validate(run.settings)
+    step = after_round(
+        RunState(run.state),
+        RoundState(ended.state),
+        number=ended.number,
+        attempt=ended.attempt,
+        rounds=settings.rounds,
+        max_attempts=settings.round.max_attempts,
+    )
+    arm = tx.session.get_one(Arm, ended.arm_id)
+    if step is AfterRound.NEXT:
+        open_next_round(tx, run, arm)
+    elif step is AfterRound.RETRY:
+        open_next_round(tx, run, arm, attempt=ended.attempt + 1)
+    elif step is AfterRound.PAUSE:
+        reason = f"round {ended.number} is {ended.state}: {ended.reason}"
+        move_run(tx, run, RunEvent.PAUSE, reason=reason)
+    elif step is AfterRound.EVALUATE:
+        _start_evaluation(tx, run, arm)
+
+
+def publish(tx: Tx, lease: jobs.Lease, *, object_key: str, sha256: str, size: int) -> None:
+    """Write a round's new version: the fenced end of its aggregation.
+
+    Raises:
+        LeaseLost: another worker holds the job.
+        LifecycleError: the round is not aggregating (any more).
+    """
+    run, current = lock_round(tx, lease.subject_id)
+    jobs.finish(tx, lease)
+    version = Version(
+        id=uuid4(),
+        project_id=run.project_id,
+        model_id=run.model_id,
+        arm_id=current.arm_id,
+        round_id=current.id,
+        parent_id=current.base_version_id,
+        number=current.number,
+        object_key=object_key,
+        sha256=sha256,
+        size=size,
+        manifest_sha256=manifests.digest(tx, current.id),
+        code_version=__version__,
+        created_at=tx.now,
+    )
+    tx.session.add(version)
+    tx.session.flush()
+    body = {"number": version.number, "sha256": sha256, "manifest": version.manifest_sha256}
+    subject = f"version:{version.id}"
+    ledger.append(tx, "version.published", subject, project=run.project_id, body=body)
+    advance(tx, run, current, RoundEvent.PUBLISH)
+
+
+def part_done(tx: Tx, lease: jobs.Lease) -> None:
+    """Mark one shard as aggregated; the last one makes publishing due.
+
+    Raises:
+        LeaseLost: another worker holds the job.
+    """
+    lock_round(tx, lease.subject_id)
+    jobs.finish(tx, lease)
+    tx.session.flush()
+    if jobs.remaining(tx, "aggregate", lease.subject_id) == 0:
+        jobs.enqueue(tx, "publish", lease.subject_id, project=lease.project_id)
+
+
+# --- assignments -------------------------------------------------------------------------------
+
+
+def assign(tx: Tx, run: Run, current: Round, client: Client) -> Assignment:
+    """Give a client its place in a round; the run must be locked and the round selecting."""
+    assignment = Assignment(
+        id=uuid4(),
+        project_id=run.project_id,
+        run_id=run.id,
+        arm_id=current.arm_id,
+        round_id=current.id,
+        client_id=client.id,
+        version_id=current.base_version_id,
+        mask_id=_known_mask(tx, current.arm_id, client.id),
+        kind="train",
+        attempt=1,
+        state=AssignmentState.ASSIGNED.value,
+        deadline=current.report_ends,
+        created_at=tx.now,
+    )
+    tx.session.add(assignment)
+    tx.session.flush()
+    _record(tx, "assignment", assignment, before=None, reason=None)
+    advance(tx, run, current, RoundEvent.JOIN)
+    return assignment
+
+
+def move_assignment(
+    tx: Tx, assignment: Assignment, event: AssignmentEvent, *, reason: str | None = None
+) -> None:
+    """Change an assignment's state; its row, or its run, must be locked.
+
+    Raises:
+        LifecycleError: the state does not allow it.
+    """
+    before = assignment.state
+    after = next_assignment_state(AssignmentState(before), event)
+    if after.value == before:
+        return
+    assignment.state, assignment.reason = after.value, reason
+    _record(tx, "assignment", assignment, before=before, reason=reason)
+
+
+def reject(tx: Tx, assignment: Assignment, *, reason: str, detail: str | None = None) -> None:
+    """Refuse an uploaded update, with a stable reason; the client and the admin see both."""
+    move_assignment(tx, assignment, AssignmentEvent.REJECT, reason=reason)
+    query = select(Upload).where(Upload.assignment_id == assignment.id)
+    upload = tx.session.scalars(query).one()
+    upload.state, upload.reason, upload.detail = "rejected", reason, detail
+
+
+def settle(tx: Tx, assignment: Assignment) -> None:
+    """Tell the round (or the evaluation) that one of its assignments has reached its end."""
+    if assignment.round_id is not None:
+        apply(tx, assignment.round_id, RoundEvent.SETTLE)
+    else:
+        finish_evaluation(tx, assignment.run_id)
+
+
+def gathering(tx: Tx, assignment: Assignment) -> bool:
+    """Whether the assignment's round still takes updates."""
+    if assignment.round_id is None or tx.now >= assignment.deadline:
+        return False
+    return RoundState(fresh_round(tx, assignment.round_id).state) in GATHERING_ROUNDS
+
+
+def _known_mask(tx: Tx, arm_id: UUID, client_id: UUID) -> UUID | None:
+    query = (
+        select(MaskRecord.id)
+        .where(MaskRecord.arm_id == arm_id, MaskRecord.client_id == client_id)
+        .order_by(MaskRecord.number.desc())
+        .limit(1)
+    )
+    return tx.session.scalar(query)
+
+
+# --- evaluation at the end of a run ------------------------------------------------------------
+
+
+def _start_evaluation(tx: Tx, run: Run, arm: Arm) -> None:
+    move_run(tx, run, RunEvent.EVALUATE)
+    version = catalog.newest_version(tx, arm.id)
+    policy = RunSettings.model_validate(run.settings).round
+    run.evaluation_ends = tx.now + timedelta(seconds=policy.report_deadline)
+    active = select(Client).where(Client.project_id == run.project_id, Client.state == "active")
+    for client in tx.session.scalars(active.order_by(Client.name)):
+        assignment = Assignment(
+            id=uuid4(),
+            project_id=run.project_id,
+            run_id=run.id,
+            arm_id=arm.id,
+            client_id=client.id,
+            version_id=version.id,
+            kind="evaluate",
+            attempt=1,
+            state=AssignmentState.ASSIGNED.value,
+            deadline=run.evaluation_ends,
+            created_at=tx.now,
+        )
+        tx.session.add(assignment)
+        tx.session.flush()
+        _record(tx, "assignment", assignment, before=None, reason="evaluate the last version")
+    finish_evaluation(tx, run.id)
+
+
+def finish_evaluation(tx: Tx, run_id: UUID) -> None:
+    """Finish a run once every evaluation is in or overdue."""
+    run = lock_run(tx, run_id)
+    if run.state != RunState.EVALUATING or run.evaluation_ends is None:
+        return
+    missing = _open_evaluations(tx, run)
+    if missing and tx.now < run.evaluation_ends:
+        return
+    for assignment in missing:
+        reason = "no evaluation before the deadline"
+        move_assignment(tx, assignment, AssignmentEvent.EXPIRE, reason=reason)
+    move_run(tx, run, RunEvent.FINISH)
+
+
+def _open_evaluations(tx: Tx, run: Run) -> Sequence[Assignment]:
+    still_open = [s.value for s in OPEN_ASSIGNMENTS]
+    query = select(Assignment).where(
+        Assignment.run_id == run.id,
+        Assignment.kind == "evaluate",
+        Assignment.state.in_(still_open),
+    )
+    tx.session.flush()
+    return tx.session.scalars(query).all()
+
+
+# --- time --------------------------------------------------------------------------------------
+
+
+def overdue(tx: Tx) -> tuple[list[UUID], list[UUID]]:
+    """Rounds that gather and runs that evaluate: what a passing deadline can move."""
+    states = [s.value for s in GATHERING_ROUNDS]
+    rounds = tx.session.scalars(select(Round.id).where(Round.state.in_(states))).all()
+    late = (Run.state == RunState.EVALUATING.value) & (Run.evaluation_ends <= tx.now)
+    return list(rounds), list(tx.session.scalars(select(Run.id).where(late)))
+
+
+def tick(tx: Tx, round_id: UUID) -> None:
+    """Let a round notice the time: deadlines, and uploads whose verification takes too long."""
+    run, current = lock_round(tx, round_id)
+    if RoundState(current.state) not in GATHERING_ROUNDS:
+        return
+    policy = RunSettings.model_validate(run.settings).round
+    before = tx.now - timedelta(seconds=policy.verification_timeout)
+    query = (
+        select(Assignment)
+        .join(Upload, Upload.assignment_id == Assignment.id)
+        .where(
+            Assignment.round_id == round_id,
+            Assignment.state == AssignmentState.UPLOADED.value,
+            Upload.completed_at < before,
+        )
+    )
+    for assignment in tx.session.scalars(query):
+        reject(tx, assignment, reason="verification_timeout")
+    advance(tx, run, current, RoundEvent.TICK)
+
+
+# --- commands of an administrator --------------------------------------------------------------
+
+
+def command_run(tx: Tx, run_id: UUID, event: RunEvent) -> Run:
+    """Start, pause, resume or stop a run; stopping ends the round or evaluation under way.
+
+    Raises:
+        LifecycleError: the state does not allow it.
+    """
+    if event not in {RunEvent.START, RunEvent.PAUSE, RunEvent.RESUME, RunEvent.STOP}:
+        raise LifecycleError(f"{event.value} is not an administrator's command")
+    run = lock_run(tx, run_id)
+    move_run(tx, run, event, reason="by an administrator")
+    for arm in tx.session.scalars(select(Arm).where(Arm.run_id == run.id).order_by(Arm.name)):
+        current = active_round(tx, arm.id)
+        if event is RunEvent.STOP and current is not None:
+            advance(tx, run, current, RoundEvent.CANCEL)
+        if event in {RunEvent.START, RunEvent.RESUME} and current is None:
+            open_next_round(tx, run, arm, attempt=_next_attempt(tx, arm.id))
+    if event is RunEvent.STOP:
+        for assignment in _open_evaluations(tx, run):
+            move_assignment(tx, assignment, AssignmentEvent.EXPIRE, reason="the run was stopped")
+    return run
+
+
+def _next_attempt(tx: Tx, arm_id: UUID) -> int:
+    number = catalog.newest_version(tx, arm_id).number + 1
+    query = select(func.max(Round.attempt)).where(Round.arm_id == arm_id, Round.number == number)
+    return (tx.session.scalar(query) or 0) + 1
+
+
+def _record(
+    tx: Tx, kind: str, row: Run | Round | Assignment, *, before: str | None, reason: str | None
+) -> None:
+    tx.session.add(
+        Transition(
+            project_id=row.project_id,
+            subject_kind=kind,
+            subject_id=row.id,
+            from_state=before,
+            to_state=row.state,
+            reason=reason,
+            actor=tx.actor,
+            created_at=tx.now,
+        )
+    )
+    body = {"from": before, "to": row.state, "reason": reason}
+    ledger.append(tx, f"{kind}.{row.state}", f"{kind}:{row.id}", project=row.project_id, body=body)

@@ -1,0 +1,302 @@
+"""What administrators call: enrolments, clients, models, runs, rounds, jobs."""
+
+from __future__ import annotations
+
+from typing import Literal
+from uuid import UUID
+
+from fastapi import APIRouter
+
+from app import catalog, clients, manifests, reports, runs, updates
+from app.auth import Scope
+from app.db import Tx
+from app.routes import problems
+from app.tables import Client, Job, Model, Round, Run, Version
+from app.web import Call, Page, Paged, page, require
+from fedselect.lifecycle import RunEvent
+from fedselect.protocol import (
+    ClientInfo,
+    EnrolmentCreate,
+    Enrolments,
+    Evaluation,
+    JobInfo,
+    ManifestDocument,
+    ModelCreate,
+    ModelInfo,
+    RoundDetail,
+    RoundInfo,
+    RunCreate,
+    RunInfo,
+    UploadReserve,
+    UploadTicket,
+    VersionInfo,
+)
+
+router = APIRouter(prefix="/v1", tags=["administration"])
+READ, WRITE = require(Scope.ROUND_READ), require(Scope.ROUND_ADMIN)
+KEYS = require(Scope.KEY_ADMIN)
+
+
+@router.post(
+    "/enrolments",
+    operation_id="createEnrolments",
+    summary="Make single-use enrolment tokens",
+    status_code=201,
+    responses=problems(401, 403),
+)
+def enrol(body: EnrolmentCreate, call: Call = KEYS) -> Enrolments:
+    """Each token is shown once and admits one client."""
+    pepper = call.core.settings.pepper
+    return call.create(
+        body, lambda tx: clients.enrol(tx, call.who, body, pepper=pepper), Enrolments
+    )
+
+
+@router.get(
+    "/clients", operation_id="listClients", summary="List clients", responses=problems(401, 403)
+)
+def list_clients(paging: Paged, call: Call = READ) -> Page[ClientInfo]:
+    """Oldest first."""
+
+    def work(tx: Tx) -> Page[ClientInfo]:
+        order = (Client.created_at, Client.id)
+        rows, cursor = page(tx, clients.listed(call.who), order=order, paging=paging)
+        return Page(items=[clients.info(row) for row in rows], next=cursor)
+
+    return call.run(work)
+
+
+@router.get(
+    "/clients/{client_id}",
+    operation_id="getClient",
+    summary="Look at a client",
+    responses=problems(401, 403, 404),
+)
+def get_client(client_id: UUID, call: Call = READ) -> ClientInfo:
+    """One client."""
+    return call.run(lambda tx: clients.info(clients.get(tx, call.who, client_id)))
+
+
+@router.post(
+    "/clients/{client_id}/{command}",
+    operation_id="changeClient",
+    summary="Suspend, activate or revoke a client",
+    responses=problems(401, 403, 404, 409),
+)
+def change_client(
+    client_id: UUID, command: Literal["suspend", "activate", "revoke"], call: Call = KEYS
+) -> ClientInfo:
+    """Revoking is final and ends the client's keys at once."""
+    return call.run(lambda tx: clients.change(tx, call.who, client_id, command=command))
+
+
+@router.post(
+    "/models",
+    operation_id="registerModel",
+    summary="Register a model by its parameter space",
+    status_code=201,
+    responses=problems(401, 403, 409, 413),
+)
+def register_model(body: ModelCreate, call: Call = WRITE) -> ModelInfo:
+    """Its initial weights follow as a version file, by upload."""
+    return call.create(body, lambda tx: catalog.register_model(tx, call.who, body), ModelInfo)
+
+
+@router.get(
+    "/models", operation_id="listModels", summary="List models", responses=problems(401, 403)
+)
+def list_models(paging: Paged, call: Call = READ) -> Page[ModelInfo]:
+    """Oldest first."""
+
+    def work(tx: Tx) -> Page[ModelInfo]:
+        order = (Model.created_at, Model.id)
+        rows, cursor = page(tx, catalog.models(call.who), order=order, paging=paging)
+        return Page(items=catalog.model_infos(tx, rows), next=cursor)
+
+    return call.run(work)
+
+
+@router.get(
+    "/models/{model_id}",
+    operation_id="getModel",
+    summary="Look at a model",
+    responses=problems(401, 403, 404),
+)
+def get_model(model_id: UUID, call: Call = READ) -> ModelInfo:
+    """One model and its initial version, once that is verified."""
+
+    def work(tx: Tx) -> ModelInfo:
+        return catalog.model_infos(tx, [catalog.get_model(tx, call.who, model_id)])[0]
+
+    return call.run(work)
+
+
+@router.post(
+    "/models/{model_id}/uploads",
+    operation_id="reserveWeights",
+    summary="Announce a model's initial weights and get a signed PUT address",
+    status_code=201,
+    responses=problems(401, 403, 404, 409, 413),
+)
+def reserve_weights(model_id: UUID, body: UploadReserve, call: Call = WRITE) -> UploadTicket:
+    """PUT the version file there, then complete the upload."""
+
+    def work(tx: Tx) -> UploadTicket:
+        upload = updates.reserve_weights(tx, call.who, model_id, body)
+        core = call.core
+        return updates.ticket(tx, upload, storage=core.storage, lifetime=core.settings.url_lifetime)
+
+    return call.create(body, work, UploadTicket)
+
+
+@router.post(
+    "/runs",
+    operation_id="createRun",
+    summary="Create a run",
+    status_code=201,
+    responses=problems(401, 403, 404, 409),
+)
+def create_run(body: RunCreate, call: Call = WRITE) -> RunInfo:
+    """Unknown settings are refused; `warnings` names those that are rarely meant."""
+    return call.create(body, lambda tx: runs.create(tx, call.who, body), RunInfo)
+
+
+@router.get("/runs", operation_id="listRuns", summary="List runs", responses=problems(401, 403))
+def list_runs(paging: Paged, call: Call = READ) -> Page[RunInfo]:
+    """Oldest first."""
+
+    def work(tx: Tx) -> Page[RunInfo]:
+        order = (Run.created_at, Run.id)
+        rows, cursor = page(tx, runs.listed(call.who), order=order, paging=paging)
+        return Page(items=runs.infos(tx, rows), next=cursor)
+
+    return call.run(work)
+
+
+@router.get(
+    "/runs/{run_id}",
+    operation_id="getRun",
+    summary="Look at a run",
+    responses=problems(401, 403, 404),
+)
+def get_run(run_id: UUID, call: Call = READ) -> RunInfo:
+    """State, settings and how many rounds are published."""
+    return call.run(lambda tx: runs.info(tx, runs.get(tx, call.who, run_id)))
+
+
+@router.post(
+    "/runs/{run_id}/{command}",
+    operation_id="commandRun",
+    summary="Start, pause, resume or stop a run",
+    responses=problems(401, 403, 404, 409),
+)
+def command_run(
+    run_id: UUID, command: Literal["start", "pause", "resume", "stop"], call: Call = WRITE
+) -> RunInfo:
+    """Pausing lets the present round end; stopping cancels it."""
+    return call.run(lambda tx: runs.command(tx, call.who, run_id, RunEvent(command)))
+
+
+@router.get(
+    "/runs/{run_id}/rounds",
+    operation_id="listRounds",
+    summary="List a run's rounds",
+    responses=problems(401, 403, 404),
+)
+def list_rounds(run_id: UUID, paging: Paged, call: Call = READ) -> Page[RoundInfo]:
+    """Oldest first; an abandoned round is followed by its next attempt."""
+
+    def work(tx: Tx) -> Page[RoundInfo]:
+        order = (Round.opened_at, Round.id)
+        query = runs.rounds_of(tx, call.who, run_id)
+        rows, cursor = page(tx, query, order=order, paging=paging)
+        return Page(items=runs.round_infos(tx, rows), next=cursor)
+
+    return call.run(work)
+
+
+@router.get(
+    "/runs/{run_id}/versions",
+    operation_id="listVersions",
+    summary="List a run's versions",
+    responses=problems(401, 403, 404),
+)
+def list_versions(run_id: UUID, paging: Paged, call: Call = READ) -> Page[VersionInfo]:
+    """Version 0 first."""
+
+    def work(tx: Tx) -> Page[VersionInfo]:
+        order = (Version.created_at, Version.id)
+        query = runs.versions_of(tx, call.who, run_id)
+        rows, cursor = page(tx, query, order=order, paging=paging)
+        return Page(items=[catalog.version_info(row) for row in rows], next=cursor)
+
+    return call.run(work)
+
+
+@router.get(
+    "/runs/{run_id}/evaluations",
+    operation_id="listEvaluations",
+    summary="List what the clients measured at the end of a run",
+    responses=problems(401, 403, 404),
+)
+def list_evaluations(run_id: UUID, call: Call = READ) -> Page[Evaluation]:
+    """One per client, by name."""
+    return call.run(lambda tx: Page(items=reports.evaluations(tx, call.who, run_id)))
+
+
+@router.get(
+    "/rounds/{round_id}",
+    operation_id="getRound",
+    summary="Look at a round and its assignments",
+    responses=problems(401, 403, 404),
+)
+def get_round(round_id: UUID, call: Call = READ) -> RoundDetail:
+    """Who was assigned, who was accepted, and why somebody was not."""
+    return call.run(lambda tx: runs.round_detail(tx, call.who, round_id))
+
+
+@router.post(
+    "/rounds/{round_id}/cancel",
+    operation_id="cancelRound",
+    summary="End a round without a version",
+    responses=problems(401, 403, 404, 409),
+)
+def cancel_round(round_id: UUID, call: Call = WRITE) -> RoundInfo:
+    """The run pauses; resuming it opens the round again."""
+    return call.run(lambda tx: runs.cancel_round(tx, call.who, round_id))
+
+
+@router.get(
+    "/rounds/{round_id}/manifest",
+    operation_id="getManifest",
+    summary="Get what is needed to recompute a round's version",
+    responses=problems(401, 403, 404),
+)
+def get_manifest(round_id: UUID, call: Call = require(Scope.AUDIT_READ)) -> ManifestDocument:
+    """The frozen manifest, its digest, and signed addresses of all files it names."""
+
+    def work(tx: Tx) -> ManifestDocument:
+        runs.get_round(tx, call.who, round_id)
+        core = call.core
+        return manifests.document(
+            tx, round_id, storage=core.storage, lifetime=core.settings.url_lifetime
+        )
+
+    return call.run(work)
+
+
+@router.get("/jobs", operation_id="listJobs", summary="List jobs", responses=problems(401, 403))
+def list_jobs(
+    paging: Paged,
+    state: Literal["due", "leased", "done", "failed"] | None = None,
+    call: Call = READ,
+) -> Page[JobInfo]:
+    """Oldest first."""
+
+    def work(tx: Tx) -> Page[JobInfo]:
+        order = (Job.created_at, Job.id)
+        rows, cursor = page(tx, reports.jobs(call.who, state), order=order, paging=paging)
+        shown = [JobInfo.model_validate(row, from_attributes=True) for row in rows]
+        return Page(items=shown, next=cursor)
+
+    return call.run(work)

@@ -1,0 +1,154 @@
+"""What agents call: register, check in, download, upload, complete, evaluate, decline."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from uuid import UUID
+
+from fastapi import APIRouter
+
+from app import catalog, checkins, clients, updates
+from app.auth import Scope
+from app.db import Tx
+from app.routes import problems
+from app.web import Call, public, require
+from fedselect.protocol import (
+    CheckIn,
+    CheckInAnswer,
+    Decline,
+    Download,
+    Evaluation,
+    EvaluationReport,
+    Outcome,
+    Registered,
+    Registration,
+    UploadReserve,
+    UploadStatus,
+    UploadTicket,
+    VersionInfo,
+)
+
+router = APIRouter(prefix="/v1", tags=["agents"])
+OWN = require(Scope.CLIENT_OWN)
+
+
+@router.post(
+    "/clients",
+    operation_id="registerClient",
+    summary="Register with an enrolment token",
+    status_code=201,
+    responses=problems(401, 409, 413),
+)
+def register(body: Registration, call: Call = public()) -> Registered:
+    """Admits the holder of a single-use enrolment token; the key is shown this one time."""
+    pepper = call.core.settings.pepper
+    call = replace(call, anonymous=clients.applicant(body))
+    return call.create(body, lambda tx: clients.register(tx, body, pepper=pepper), Registered)
+
+
+@router.post(
+    "/check-ins",
+    operation_id="checkIn",
+    summary="Ask for work and for the outcome of the last work",
+    responses=problems(401, 403, 404),
+)
+def check_in(body: CheckIn, call: Call = OWN) -> CheckInAnswer:
+    """Gives an assignment if there is one, the state of `pending`, and a retry window."""
+    return call.run(lambda tx: checkins.check_in(tx, call.who, body))
+
+
+@router.get(
+    "/versions/{version_id}",
+    operation_id="getVersion",
+    summary="Look at a model version",
+    responses=problems(401, 403, 404),
+)
+def version(version_id: UUID, call: Call = require(Scope.VERSION_READ)) -> VersionInfo:
+    """Number, digest, parent and manifest of one version."""
+    return call.run(lambda tx: catalog.version_info(catalog.get_version(tx, call.who, version_id)))
+
+
+@router.get(
+    "/versions/{version_id}/download",
+    operation_id="downloadVersion",
+    summary="Get a signed address of a version file",
+    responses=problems(401, 403, 404),
+)
+def download(version_id: UUID, call: Call = require(Scope.VERSION_READ)) -> Download:
+    """The address is short-lived; check the file against `sha256`."""
+    core = call.core
+    return call.run(
+        lambda tx: catalog.download(
+            tx,
+            call.who,
+            version_id,
+            storage=core.storage,
+            lifetime=core.settings.url_lifetime,
+        )
+    )
+
+
+@router.post(
+    "/assignments/{assignment_id}/uploads",
+    operation_id="reserveUpload",
+    summary="Announce an update and get a signed PUT address",
+    status_code=201,
+    responses=problems(401, 403, 404, 409, 413),
+)
+def reserve(assignment_id: UUID, body: UploadReserve, call: Call = OWN) -> UploadTicket:
+    """The address admits exactly the announced length and content, until the deadline."""
+
+    def work(tx: Tx) -> UploadTicket:
+        upload = updates.reserve_update(tx, call.who, assignment_id, body)
+        core = call.core
+        return updates.ticket(tx, upload, storage=core.storage, lifetime=core.settings.url_lifetime)
+
+    return call.create(body, work, UploadTicket)
+
+
+@router.get(
+    "/uploads/{upload_id}",
+    operation_id="getUpload",
+    summary="See whether an upload was accepted",
+    responses=problems(401, 403, 404),
+)
+def upload_status(upload_id: UUID, call: Call = require(Scope.UPLOAD)) -> UploadStatus:
+    """`reason` is a stable code, `detail` says it in words."""
+    return call.run(lambda tx: updates.status(updates.own(tx, call.who, upload_id)))
+
+
+@router.post(
+    "/uploads/{upload_id}/complete",
+    operation_id="completeUpload",
+    summary="Say that the file is in the store",
+    status_code=202,
+    responses=problems(401, 403, 404),
+)
+def complete(upload_id: UUID, call: Call = require(Scope.UPLOAD)) -> UploadStatus:
+    """A durable fact once answered; verification follows. Repeating it is harmless."""
+    return call.run(lambda tx: updates.complete(tx, call.who, upload_id))
+
+
+@router.post(
+    "/assignments/{assignment_id}/evaluations",
+    operation_id="reportEvaluation",
+    summary="Report scores on the client's own held-out data",
+    status_code=201,
+    responses=problems(401, 403, 404, 409),
+)
+def evaluate(assignment_id: UUID, body: EvaluationReport, call: Call = OWN) -> Evaluation:
+    """Numbers only; repeating it changes nothing."""
+    return call.create(
+        body, lambda tx: checkins.evaluate(tx, call.who, assignment_id, body), Evaluation
+    )
+
+
+@router.post(
+    "/assignments/{assignment_id}/decline",
+    operation_id="declineAssignment",
+    summary="Give an assignment back",
+    responses=problems(401, 403, 404, 409),
+)
+def decline(assignment_id: UUID, body: Decline, call: Call = OWN) -> Outcome:
+    """The round goes on without this client."""
+    return call.run(lambda tx: checkins.decline(tx, call.who, assignment_id, body))

@@ -1,0 +1,225 @@
+"""Runs: creating them, looking at them, and what an administrator orders.
+
+Owns creation and reading of runs, arms and rounds; their states change in ``rounds`` alone.
+"""
+
+from __future__ import annotations
+
+from uuid import UUID, uuid4
+
+from sqlalchemy import Select, func, select
+
+from app import catalog, ledger, rounds
+from app.auth import Principal
+from app.db import Tx
+from app.errors import Conflict, Missing
+from app.tables import Arm, Assignment, Client, ManifestRecord, Round, Run, Version
+from fedselect import __version__
+from fedselect.lifecycle import RoundEvent, RunEvent, RunState
+from fedselect.policies import RunSettings
+from fedselect.protocol import (
+    AssignmentInfo,
+    RoundDetail,
+    RoundInfo,
+    RunCreate,
+    RunInfo,
+)
+from fedselect.space import ParameterSpace
+
+
+def create(tx: Tx, principal: Principal, body: RunCreate) -> RunInfo:
+    """Create a run with one arm, whose version 0 are the model's initial weights.
+
+    Raises:
+        Missing: no such model.
+        Conflict: the name is taken, or the model has no weights yet.
+        SpaceError: the policy does not fit the model.
+    """
+    model = catalog.get_model(tx, principal, body.model_id)
+    body.settings.policy.bounds(ParameterSpace.from_json(model.space))
+    initial = catalog.initial_version(tx, model.id)
+    if initial is None:
+        raise Conflict(
+            "the model has no verified initial weights yet; upload them first",
+            code="model_without_weights",
+        )
+    run = Run(
+        id=uuid4(),
+        project_id=principal.project_id,
+        model_id=model.id,
+        name=body.name,
+        settings=body.settings.model_dump(mode="json"),
+        state=RunState.CREATED.value,
+        created_at=tx.now,
+    )
+    taken = Conflict(f"there is already a run named {body.name!r}", code="run_name_taken")
+    tx.insert(run, taken=taken)
+    arm = _add_arm(tx, run, body.settings.policy.name, initial)
+    ledger.append(
+        tx,
+        "run.created",
+        f"run:{run.id}",
+        project=run.project_id,
+        body={
+            "name": run.name,
+            "model": str(model.id),
+            "base": initial.sha256,
+            # Ledger entries hold no floats: their text form depends on who writes them.
+            "settings": body.settings.model_dump_json(),
+        },
+    )
+    return _info(run, arm.id, 0)
+
+
+def _add_arm(tx: Tx, run: Run, name: str, base: Version) -> Arm:
+    arm = Arm(id=uuid4(), run_id=run.id, name=name, created_at=tx.now)
+    tx.session.add(arm)
+    tx.session.flush()
+    version = Version(
+        id=uuid4(),
+        project_id=run.project_id,
+        model_id=run.model_id,
+        arm_id=arm.id,
+        parent_id=base.id,
+        number=0,
+        object_key=base.object_key,
+        sha256=base.sha256,
+        size=base.size,
+        code_version=__version__,
+        created_at=tx.now,
+    )
+    tx.session.add(version)
+    tx.session.flush()
+    return arm
+
+
+def command(tx: Tx, principal: Principal, run_id: UUID, event: RunEvent) -> RunInfo:
+    """Start, pause, resume or stop a run."""
+    get(tx, principal, run_id)
+    return info(tx, rounds.command_run(tx, run_id, event))
+
+
+def cancel_round(tx: Tx, principal: Principal, round_id: UUID) -> RoundInfo:
+    """End a round without a version; the run pauses."""
+    get_round(tx, principal, round_id)
+    rounds.apply(tx, round_id, RoundEvent.CANCEL)
+    return round_detail(tx, principal, round_id)
+
+
+def get(tx: Tx, principal: Principal, run_id: UUID) -> Run:
+    """A run of the principal's project.
+
+    Raises:
+        Missing: there is none.
+    """
+    query = select(Run).where(Run.id == run_id, Run.project_id == principal.project_id)
+    run = tx.session.scalars(query).first()
+    if run is None:
+        raise Missing(f"there is no run {run_id} in this project")
+    return run
+
+
+def get_round(tx: Tx, principal: Principal, round_id: UUID) -> Round:
+    """A round of the principal's project.
+
+    Raises:
+        Missing: there is none.
+    """
+    query = select(Round).where(Round.id == round_id, Round.project_id == principal.project_id)
+    found = tx.session.scalars(query).first()
+    if found is None:
+        raise Missing(f"there is no round {round_id} in this project")
+    return found
+
+
+def info(tx: Tx, run: Run) -> RunInfo:
+    """The run as the interface shows it."""
+    return infos(tx, [run])[0]
+
+
+def infos(tx: Tx, found: list[Run]) -> list[RunInfo]:
+    """Runs as the interface shows them, with one query for all of them."""
+    tx.session.flush()
+    query = (
+        select(Arm.run_id, Arm.id, func.max(Version.number))
+        .join(Version, Version.arm_id == Arm.id)
+        .where(Arm.run_id.in_([r.id for r in found]))
+        .group_by(Arm.run_id, Arm.id)
+    )
+    arms = {row[0]: (row[1], row[2]) for row in tx.session.execute(query)}
+    return [_info(run, *arms[run.id]) for run in found]
+
+
+def _info(run: Run, arm_id: UUID, published: int) -> RunInfo:
+    settings = RunSettings.model_validate(run.settings)
+    return RunInfo(
+        id=run.id,
+        name=run.name,
+        model_id=run.model_id,
+        arm_id=arm_id,
+        state=RunState(run.state),
+        reason=run.reason,
+        settings=settings,
+        warnings=settings.warnings(),
+        published=published,
+        created_at=run.created_at,
+    )
+
+
+def listed(principal: Principal) -> Select[Run]:
+    """The principal's runs."""
+    return select(Run).where(Run.project_id == principal.project_id)
+
+
+def rounds_of(tx: Tx, principal: Principal, run_id: UUID) -> Select[Round]:
+    """A run's rounds."""
+    return select(Round).where(Round.run_id == get(tx, principal, run_id).id)
+
+
+def versions_of(tx: Tx, principal: Principal, run_id: UUID) -> Select[Version]:
+    """The versions of a run's arms."""
+    run = get(tx, principal, run_id)
+    arms = select(Arm.id).where(Arm.run_id == run.id)
+    return select(Version).where(Version.arm_id.in_(arms))
+
+
+def round_infos(tx: Tx, found: list[Round]) -> list[RoundInfo]:
+    """Rounds as the interface shows them, with one query for all of them."""
+    query = (
+        select(Round.id, Version.id, ManifestRecord.sha256)
+        .outerjoin(Version, Version.round_id == Round.id)
+        .outerjoin(ManifestRecord, ManifestRecord.round_id == Round.id)
+        .where(Round.id.in_([r.id for r in found]))
+    )
+    extra = {row[0]: (row[1], row[2]) for row in tx.session.execute(query)}
+    return [_round_info(r, *extra[r.id]) for r in found]
+
+
+def round_detail(tx: Tx, principal: Principal, round_id: UUID) -> RoundDetail:
+    """A round with its assignments."""
+    tx.session.flush()
+    found = get_round(tx, principal, round_id)
+    query = (
+        select(Assignment, Client.name)
+        .join(Client, Client.id == Assignment.client_id)
+        .where(Assignment.round_id == round_id)
+        .order_by(Client.name)
+    )
+    assignments = [
+        AssignmentInfo.model_validate(
+            {**_columns(assignment), "client_name": name, "assigned_at": assignment.created_at}
+        )
+        for assignment, name in tx.session.execute(query)
+    ]
+    (brief,) = round_infos(tx, [found])
+    return RoundDetail(**brief.model_dump(), assignments=assignments)
+
+
+def _columns(row: Assignment) -> dict[str, object]:
+    return {name: getattr(row, name) for name in ("id", "client_id", "attempt", "state", "reason")}
+
+
+def _round_info(found: Round, version_id: UUID | None, manifest: str | None) -> RoundInfo:
+    extra = {"version_id": version_id, "manifest_sha256": manifest}
+    names = (n for n in RoundInfo.model_fields if n not in extra)
+    return RoundInfo.model_validate({**{n: getattr(found, n) for n in names}, **extra})

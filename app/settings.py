@@ -1,0 +1,77 @@
+"""Settings of the coordinator and the workers, read from the environment once at start-up.
+
+Owns names, types and defaults of every setting. Must not build anything.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+from functools import cached_property
+
+from pydantic import Field, SecretStr, field_validator
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+
+class DatabaseSettings(BaseSettings):
+    """All that migrations need."""
+
+    model_config = SettingsConfigDict(frozen=True, extra="ignore", hide_input_in_errors=True)
+
+    database_url: SecretStr = Field(description="postgresql+psycopg://user:password@host/name")
+
+
+class AppSettings(DatabaseSettings):
+    """One field per environment variable (same name in capitals); secrets have no defaults."""
+
+    redis_url: SecretStr = Field(description="redis://:password@host:port/0, the doorbell.")
+
+    s3_endpoint: str = Field(description="Address of the object store as the service reaches it.")
+    s3_public_endpoint: str | None = Field(
+        None, description="Address as clients reach it; goes into signed URLs. Default: the same."
+    )
+    s3_region: str = "us-east-1"
+    s3_bucket: str = "fedselect"
+    s3_access_key: SecretStr
+    s3_secret_key: SecretStr
+
+    key_pepper: SecretStr = Field(
+        min_length=32, description="Secret for the digests of keys; changing it revokes all keys."
+    )
+    ledger_key: SecretStr = Field(description="Ed25519 seed, 32 bytes in base64.")
+    ledger_origin: str = Field("fedselect.local/ledger", pattern=r"^[^\s+]+$")
+
+    url_lifetime: float = Field(900, gt=0, le=3600, description="Seconds a signed URL lives.")
+    max_body: int = Field(64 * 1024, gt=0, description="Bytes of a JSON body.")
+    max_model_body: int = Field(4 * 1024**2, gt=0, description="Bytes of a model's description.")
+    page_limit: int = Field(200, gt=0, le=1000, description="Most items of one page.")
+    lease: float = Field(60, gt=0, description="Seconds a worker may hold a job without renewal.")
+    job_attempts: int = Field(5, ge=1)
+    database_pool: int = Field(10, ge=1, le=200)
+    log_level: str = "INFO"
+
+    @field_validator("ledger_key")
+    @classmethod
+    def _ledger_key_is_a_seed(cls, value: SecretStr) -> SecretStr:
+        try:
+            seed = base64.b64decode(value.get_secret_value(), validate=True)
+        except (binascii.Error, ValueError):
+            seed = b""
+        if len(seed) != 32:
+            raise ValueError("LEDGER_KEY must be 32 bytes in base64: `openssl rand -base64 32`")
+        return value
+
+    @cached_property
+    def ledger_seed(self) -> bytes:
+        """The 32 bytes of the ledger's Ed25519 key."""
+        return base64.b64decode(self.ledger_key.get_secret_value())
+
+    @cached_property
+    def pepper(self) -> bytes:
+        """The secret that key digests are made with."""
+        return self.key_pepper.get_secret_value().encode()
+
+    @property
+    def public_s3_endpoint(self) -> str:
+        """Where clients find the object store."""
+        return self.s3_public_endpoint or self.s3_endpoint

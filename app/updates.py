@@ -1,0 +1,303 @@
+"""Uploads and updates: reserve, complete, accept, reject.
+
+Owns the ``uploads``, ``updates`` and ``masks`` rows. Bytes never pass through here: clients PUT
+to the object store, ``workers.verify`` reads it.
+"""
+
+from __future__ import annotations
+
+import secrets
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Literal, cast
+from uuid import UUID, uuid4
+
+from sqlalchemy import func, select
+
+from app import catalog, checkins, jobs, ledger, rounds
+from app.auth import Principal
+from app.db import Tx
+from app.errors import Conflict, Missing, TooLarge
+from app.storage import Storage
+from app.tables import Assignment, MaskRecord, Model, Run, Update, Upload
+from fedselect.lifecycle import AssignmentEvent, AssignmentState, RoundEvent
+from fedselect.masks import BLOCK
+from fedselect.protocol import UploadReserve, UploadStatus, UploadTicket
+from fedselect.wire import HEADER_CAP
+
+VERIFY = "verify"
+
+
+@dataclass(frozen=True, slots=True)
+class Verified:
+    """What verification found out about an update."""
+
+    object_key: str
+    mask_key: str | None  # None: the mask was left out, the known one counts
+    mask_sha256: str
+    personal: int
+    examples: int
+
+
+def reserve_update(
+    tx: Tx, principal: Principal, assignment_id: UUID, body: UploadReserve
+) -> Upload:
+    """Announce an assignment's update; announcing again replaces the reservation.
+
+    Raises:
+        Conflict: the round takes no more updates, or this one is already in.
+        TooLarge: no update of this model is that large.
+    """
+    assignment = checkins.own_assignment(tx, principal.client, assignment_id)
+    if assignment.kind != "train":
+        raise Conflict("this assignment is an evaluation: it has no upload", code="assignment_kind")
+    rounds.hold_run(tx, assignment.run_id)
+    tx.session.refresh(assignment, with_for_update=True)
+    if not rounds.gathering(tx, assignment):
+        raise Conflict("the round takes no more updates", code="assignment_expired")
+    run = tx.session.get_one(Run, assignment.run_id)
+    _check_size(body.size, tx.session.get_one(Model, run.model_id).elements)
+    rounds.move_assignment(tx, assignment, AssignmentEvent.RESERVE)
+    query = select(Upload).where(Upload.assignment_id == assignment.id)
+    upload = tx.session.scalars(query).first()
+    if upload is None:
+        upload = Upload(id=uuid4(), project_id=assignment.project_id, assignment_id=assignment.id)
+    return _stage(tx, upload, body)
+
+
+def reserve_weights(tx: Tx, principal: Principal, model_id: UUID, body: UploadReserve) -> Upload:
+    """Announce a model's initial weights.
+
+    Raises:
+        Conflict: the model has its weights already.
+        TooLarge: more bytes than the model has.
+    """
+    model = catalog.get_model(tx, principal, model_id, lock=True)
+    if catalog.initial_version(tx, model.id) is not None:
+        raise Conflict("the model has its initial weights already", code="model_has_weights")
+    _check_size(body.size, model.elements)
+    return _stage(tx, Upload(id=uuid4(), project_id=model.project_id, model_id=model.id), body)
+
+
+def _check_size(size: int, elements: int) -> None:
+    most = HEADER_CAP + 4 * elements + elements // 8 + 8 * (elements // BLOCK + 3)
+    if size > most:
+        raise TooLarge(
+            f"{size} bytes: a file of this model with {elements} elements has at most {most}",
+            code="upload_too_large",
+        )
+
+
+def _stage(tx: Tx, upload: Upload, body: UploadReserve) -> Upload:
+    # A new key each time: an address that was given out before must not reach the new file.
+    upload.staging_key = f"staging/{secrets.token_hex(16)}"
+    upload.size, upload.sha256, upload.md5 = body.size, body.sha256, body.md5
+    upload.state, upload.created_at = "reserved", tx.now
+    tx.session.add(upload)
+    tx.session.flush()
+    ledger.append(
+        tx,
+        "upload.reserved",
+        f"upload:{upload.id}",
+        project=upload.project_id,
+        body={"sha256": upload.sha256, "size": upload.size},
+    )
+    return upload
+
+
+def ticket(tx: Tx, upload: Upload, *, storage: Storage, lifetime: float) -> UploadTicket:
+    """The signed address of a reservation: short-lived, and never past the deadline."""
+    until = tx.now + timedelta(seconds=lifetime)
+    if upload.assignment_id is not None:
+        until = min(until, tx.session.get_one(Assignment, upload.assignment_id).deadline)
+    url, headers = storage.sign_put(
+        upload.staging_key, size=upload.size, md5=upload.md5, until=until
+    )
+    return UploadTicket(id=upload.id, url=url, headers=headers, expires_at=until)
+
+
+def complete(tx: Tx, principal: Principal, upload_id: UUID) -> UploadStatus:
+    """Note that a file is in the store, and make its verification due; repeating it is harmless.
+
+    An update is on time if this commits before its round closes; otherwise it is late.
+    """
+    upload = own(tx, principal, upload_id)
+    assignment: Assignment | None = None
+    if upload.assignment_id is not None:
+        assignment = tx.session.get_one(Assignment, upload.assignment_id)
+        rounds.hold_run(tx, assignment.run_id)
+        tx.session.refresh(assignment, with_for_update=True)
+    tx.session.refresh(upload, with_for_update=True)
+    if upload.state != "reserved":
+        return status(upload)
+    if assignment is not None and not rounds.gathering(tx, assignment):
+        rounds.move_assignment(tx, assignment, AssignmentEvent.MISS, reason="behind the deadline")
+        upload.state, upload.reason = "late", "late"
+        return status(upload)
+    if assignment is not None:
+        rounds.move_assignment(tx, assignment, AssignmentEvent.COMPLETE)
+    upload.state, upload.completed_at = "uploaded", tx.now
+    jobs.enqueue(tx, VERIFY, upload.id, project=upload.project_id)
+    return status(upload)
+
+
+def accept_update(tx: Tx, lease: jobs.Lease, found: Verified) -> None:
+    """Number a verified update and let its round know.
+
+    Raises:
+        LeaseLost: another worker holds the job.
+    """
+    upload, assignment = _verified_rows(tx, lease)
+    if assignment is None or assignment.round_id is None:
+        return
+    if assignment.state != AssignmentState.UPLOADED:  # the round ended while the file was read
+        return
+    count = select(func.count()).where(Update.round_id == assignment.round_id)
+    mask_id = assignment.mask_id if found.mask_key is None else _add_mask(tx, assignment, found)
+    update = Update(
+        id=uuid4(),
+        project_id=assignment.project_id,
+        round_id=assignment.round_id,
+        assignment_id=assignment.id,
+        client_id=assignment.client_id,
+        mask_id=mask_id,
+        number=(tx.session.scalar(count) or 0) + 1,
+        object_key=found.object_key,
+        sha256=upload.sha256,
+        size=upload.size,
+        examples=found.examples,
+        created_at=tx.now,
+    )
+    tx.session.add(update)
+    upload.state = "accepted"
+    rounds.move_assignment(tx, assignment, AssignmentEvent.ACCEPT)
+    ledger.append(
+        tx,
+        "update.accepted",
+        f"assignment:{assignment.id}",
+        project=assignment.project_id,
+        body={
+            "number": update.number,
+            "sha256": update.sha256,
+            "mask": found.mask_sha256,
+            "size": update.size,
+        },
+    )
+    rounds.apply(tx, assignment.round_id, RoundEvent.SETTLE)
+
+
+def _add_mask(tx: Tx, assignment: Assignment, found: Verified) -> UUID:
+    known = tx.session.get(MaskRecord, assignment.mask_id) if assignment.mask_id else None
+    mask = MaskRecord(
+        id=uuid4(),
+        project_id=assignment.project_id,
+        arm_id=assignment.arm_id,
+        client_id=assignment.client_id,
+        number=(known.number if known else 0) + 1,
+        sha256=found.mask_sha256,
+        object_key=found.mask_key,
+        personal=found.personal,
+        created_at=tx.now,
+    )
+    tx.session.add(mask)
+    tx.session.flush()
+    return mask.id
+
+
+def reject(tx: Tx, lease: jobs.Lease, *, reason: str, detail: str) -> None:
+    """Refuse an upload for good, with a stable reason.
+
+    Raises:
+        LeaseLost: another worker holds the job.
+    """
+    upload, assignment = _verified_rows(tx, lease)
+    if assignment is None:
+        _reject_weights(tx, upload, reason=reason, detail=detail)
+    elif assignment.state == AssignmentState.UPLOADED:
+        rounds.reject(tx, assignment, reason=reason, detail=detail)
+        rounds.settle(tx, assignment)
+
+
+def _reject_weights(tx: Tx, upload: Upload, *, reason: str, detail: str | None = None) -> None:
+    upload.state, upload.reason, upload.detail = "rejected", reason, detail
+    ledger.append(
+        tx,
+        "upload.rejected",
+        f"upload:{upload.id}",
+        project=upload.project_id,
+        body={"reason": reason, "detail": detail},
+    )
+
+
+def give_up(tx: Tx, lease: jobs.Lease) -> None:
+    """Refuse an upload whose verification failed in all its attempts; the job has ended already."""
+    upload = tx.session.get_one(Upload, lease.subject_id)
+    if upload.assignment_id is None:
+        _reject_weights(tx, upload, reason="verification_failed")
+        return
+    assignment = tx.session.get_one(Assignment, upload.assignment_id)
+    if assignment.state == AssignmentState.UPLOADED:
+        rounds.reject(tx, assignment, reason="verification_failed")
+        rounds.settle(tx, assignment)
+
+
+def lock(tx: Tx, upload_id: UUID) -> None:
+    """Lock the run an upload belongs to, if it belongs to one."""
+    query = (
+        select(Assignment.run_id)
+        .join(Upload, Upload.assignment_id == Assignment.id)
+        .where(Upload.id == upload_id)
+    )
+    run_id = tx.session.scalar(query)
+    if run_id is not None:
+        rounds.lock_run(tx, run_id)
+
+
+def accept_weights(tx: Tx, lease: jobs.Lease, *, object_key: str) -> None:
+    """Make a verified file a model's initial version.
+
+    Raises:
+        LeaseLost: another worker holds the job.
+    """
+    upload, _ = _verified_rows(tx, lease)
+    model = tx.session.get_one(Model, upload.model_id, with_for_update=True)
+    if catalog.initial_version(tx, model.id) is not None:
+        _reject_weights(tx, upload, reason="model_has_weights")
+        return
+    upload.state = "accepted"
+    catalog.add_initial_version(
+        tx, model, object_key=object_key, sha256=upload.sha256, size=upload.size
+    )
+
+
+def _verified_rows(tx: Tx, lease: jobs.Lease) -> tuple[Upload, Assignment | None]:
+    """The rows of a verification job, locked in order; the job ends with this transaction."""
+    lock(tx, lease.subject_id)
+    jobs.finish(tx, lease)
+    upload = tx.session.get_one(Upload, lease.subject_id, with_for_update=True)
+    if upload.assignment_id is None:
+        return upload, None
+    return upload, tx.session.get_one(Assignment, upload.assignment_id)
+
+
+def own(tx: Tx, principal: Principal, upload_id: UUID) -> Upload:
+    """An upload this principal may see: a client its own, an administrator its project's.
+
+    Raises:
+        Missing: there is none.
+    """
+    query = (
+        select(Upload, Assignment.client_id)
+        .outerjoin(Assignment, Assignment.id == Upload.assignment_id)
+        .where(Upload.id == upload_id, Upload.project_id == principal.project_id)
+    )
+    row = tx.session.execute(query).first()
+    if row is None or (principal.client_id is not None and row[1] != principal.client_id):
+        raise Missing(f"there is no upload {upload_id}")
+    return row[0]
+
+
+def status(upload: Upload) -> UploadStatus:
+    """The upload as the interface shows it."""
+    state = cast(Literal["reserved", "uploaded", "accepted", "rejected", "late"], upload.state)
+    return UploadStatus(id=upload.id, state=state, reason=upload.reason, detail=upload.detail)

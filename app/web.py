@@ -1,0 +1,403 @@
+"""HTTP manners: request ids, body limits, problem documents, paging, idempotency.
+
+Owns what every route shares. Must not know what any route does.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import hashlib
+import hmac
+import json
+import logging
+import re
+from collections.abc import Awaitable, Callable, MutableMapping
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Annotated, Any, Generic, TypeVar
+from uuid import UUID, uuid4
+
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+from fastapi import Depends, FastAPI, Header, Query, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse, Response
+from pydantic import BaseModel
+from sqlalchemy import Select, text, tuple_
+from sqlalchemy.exc import InterfaceError, OperationalError
+from sqlalchemy.exc import TimeoutError as PoolTimeout
+from sqlalchemy.orm import InstrumentedAttribute
+from starlette.exceptions import HTTPException
+
+from app import auth
+from app.auth import Principal, Scope
+from app.db import Tx
+from app.errors import Conflict, Invalid, Refusal, TooLarge, Unavailable, as_refusal
+from app.tables import IdempotentAnswer
+from app.wiring import Coordinator
+from fedselect.errors import FedSelectError
+from fedselect.protocol import Answer, Problem
+
+log = logging.getLogger(__name__)
+Shape = TypeVar("Shape", bound=BaseModel)
+Item = TypeVar("Item")
+Message = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[Message]]
+Send = Callable[[Message], Awaitable[None]]
+REQUEST_ID = re.compile(r"^[A-Za-z0-9._-]{1,64}$")
+
+
+class Page(Answer, Generic[Item]):
+    """One page of a list; ``next`` is the cursor of the following one, null at the end."""
+
+    items: list[Item]
+    next: str | None = None
+
+
+# --- one call ----------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """One authenticated request: who asks, and how to open its transaction."""
+
+    core: Coordinator
+    route: str
+    principal: Principal | None
+    idempotency_key: str | None
+    anonymous: str = "public"  # who asks on a route that needs no key
+
+    @property
+    def who(self) -> Principal:
+        """The principal; only public routes have none."""
+        if self.principal is None:
+            raise RuntimeError("a public route asked for its principal")
+        return self.principal
+
+    @property
+    def actor(self) -> str:
+        """How the ledger names who asks."""
+        return self.principal.actor if self.principal else self.anonymous
+
+    def run(self, work: Callable[[Tx], Item]) -> Item:
+        """Do the work in one transaction."""
+        with self.core.db.transaction(self.actor) as tx:
+            return work(tx)
+
+    def create(self, body: BaseModel, work: Callable[[Tx], Shape], shape: type[Shape]) -> Shape:
+        """Do creating work once per ``Idempotency-Key``, in the transaction of its effect.
+
+        Raises:
+            Invalid: the key was used with another body.
+            Conflict: the same call is under way.
+        """
+        if self.idempotency_key is None:
+            return self.run(work)
+        with self.core.db.transaction(self.actor) as tx:
+            return _once(tx, self, body.model_dump_json().encode(), work, shape)
+
+
+def require(scope: Scope) -> Any:
+    """A dependency that gives the :class:`Call` of a principal with this scope."""
+
+    def authenticated(
+        request: Request,
+        authorization: Annotated[str | None, Header(include_in_schema=False)] = None,
+        idempotency_key: Annotated[str | None, Header(max_length=255)] = None,
+    ) -> Call:
+        core: Coordinator = request.app.state.core
+        with core.db.transaction("auth") as tx:
+            principal = auth.authenticate(tx, core.settings.pepper, authorization)
+        principal.require(scope)
+        return Call(core, _route(request), principal, idempotency_key)
+
+    authenticated.scope = scope  # type: ignore[attr-defined]  # read by the route walk of the tests
+    return Depends(authenticated)
+
+
+def public() -> Any:
+    """A dependency that gives the :class:`Call` of a route without a key."""
+
+    def unauthenticated(
+        request: Request,
+        idempotency_key: Annotated[str | None, Header(max_length=255)] = None,
+    ) -> Call:
+        return Call(request.app.state.core, _route(request), None, idempotency_key)
+
+    unauthenticated.scope = None  # type: ignore[attr-defined]
+    return Depends(unauthenticated)
+
+
+def _route(request: Request) -> str:
+    return f"{request.method} {request.url.path}"
+
+
+# --- idempotency -------------------------------------------------------------------------------
+
+
+def _once(
+    tx: Tx, call: Call, body: bytes, work: Callable[[Tx], Shape], shape: type[Shape]
+) -> Shape:
+    place = (call.actor, call.route, call.idempotency_key or "")
+    pepper = call.core.settings.pepper
+    digest = hmac.digest(pepper, b"body\0" + body, hashlib.sha256)
+    # The answer may hold a new key. What opens it is derived from the request, which is not kept.
+    seal = hmac.digest(pepper, b"answer\0" + place[2].encode() + b"\0" + body, hashlib.sha256)
+    number = int.from_bytes(hashlib.sha256(repr(place).encode()).digest()[:8], "big", signed=True)
+    if not tx.session.scalar(text("SELECT pg_try_advisory_xact_lock(:n)"), {"n": number}):
+        raise Conflict("the same call is under way; ask again", code="idempotency_in_flight")
+    found = tx.session.get(IdempotentAnswer, place)
+    if found is None:
+        answer = work(tx)
+        nonce = uuid4().bytes[:12]
+        sealed = nonce + AESGCM(seal).encrypt(nonce, answer.model_dump_json().encode(), None)
+        names = ("caller", "route", "key")
+        row = IdempotentAnswer(
+            **dict(zip(names, place, strict=True)),
+            body_digest=digest,
+            answer=sealed,
+            created_at=tx.now,
+        )
+        tx.session.add(row)
+        return answer
+    if not hmac.compare_digest(found.body_digest, digest):
+        raise Invalid(
+            "this Idempotency-Key was used with another body; use a new key",
+            code="idempotency_key_reused",
+        )
+    return shape.model_validate_json(
+        AESGCM(seal).decrypt(found.answer[:12], found.answer[12:], None)
+    )
+
+
+# --- paging ------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Paging:
+    """How much of a list, and from where."""
+
+    limit: int
+    cursor: str | None
+
+    def position(self) -> tuple[datetime, UUID] | None:
+        """Where the page begins: behind this (time, id).
+
+        Raises:
+            Invalid: cursor_invalid.
+        """
+        if self.cursor is None:
+            return None
+        try:
+            at, row = json.loads(base64.urlsafe_b64decode(self.cursor.encode()))
+            return datetime.fromisoformat(at), UUID(row)
+        except (ValueError, TypeError, AttributeError, binascii.Error) as error:
+            raise Invalid(
+                "this cursor is not one of ours; start without it", code="cursor_invalid"
+            ) from error
+
+
+def paging(
+    request: Request,
+    limit: Annotated[int, Query(ge=1, le=1000)] = 50,
+    cursor: Annotated[str | None, Query(max_length=200)] = None,
+) -> Paging:
+    """The dependency of every list."""
+    core: Coordinator = request.app.state.core
+    return Paging(min(limit, core.settings.page_limit), cursor)
+
+
+Paged = Annotated[Paging, Depends(paging)]
+Row = TypeVar("Row")
+
+
+def page(
+    tx: Tx,
+    query: Select[Row],
+    *,
+    order: tuple[InstrumentedAttribute[datetime], InstrumentedAttribute[UUID]],
+    paging: Paging,
+) -> tuple[list[Row], str | None]:
+    """One page of rows, oldest first, and the cursor of the next."""
+    position = paging.position()
+    if position is not None:
+        query = query.where(tuple_(*order) > position)
+    rows = list(tx.session.scalars(query.order_by(*order).limit(paging.limit + 1)))
+    if len(rows) <= paging.limit:
+        return rows, None
+    last = rows[paging.limit - 1]
+    at, row = (getattr(last, column.key) for column in order)
+    cursor = base64.urlsafe_b64encode(json.dumps([at.isoformat(), str(row)]).encode()).decode()
+    return rows[: paging.limit], cursor
+
+
+# --- problem documents -------------------------------------------------------------------------
+
+
+def problem(request: Request, refusal: Refusal, errors: list[Any] | None = None) -> JSONResponse:
+    """An error as RFC 9457 describes it."""
+    document = Problem(
+        type=f"urn:fedselect:problem:{refusal.code}",
+        title=refusal.title,
+        status=refusal.status,
+        detail=str(refusal),
+        code=refusal.code,
+        request_id=request.scope.get("request_id"),
+        errors=errors,
+    )
+    headers = {"Retry-After": "2"} if refusal.status in {429, 503} else None
+    if refusal.status == 401:
+        headers = {"WWW-Authenticate": "Bearer"}
+    return JSONResponse(
+        document.model_dump(exclude_none=True),
+        refusal.status,
+        headers,
+        media_type="application/problem+json",
+    )
+
+
+def install_problem_handlers(app: FastAPI) -> None:
+    """Turn every error into a problem document."""
+
+    async def deliberate(request: Request, error: Exception) -> Response:
+        if not isinstance(error, FedSelectError):
+            raise error
+        return problem(request, as_refusal(error))
+
+    async def invalid(request: Request, error: Exception) -> Response:
+        if not isinstance(error, RequestValidationError):
+            raise error
+        return problem(request, *_explained(error))
+
+    async def http(request: Request, error: Exception) -> Response:
+        if not isinstance(error, HTTPException):
+            raise error
+        if error.status_code == 400:  # FastAPI could not read the body
+            return problem(request, Invalid("the body is not JSON", code="json_invalid"))
+        codes = {404: "route_unknown", 405: "method_not_allowed"}
+        refusal = Refusal(str(error.detail), code=codes.get(error.status_code, "bad_request"))
+        refusal.status, refusal.title = error.status_code, str(error.detail)
+        answer = problem(request, refusal)
+        answer.headers.update(error.headers or {})  # Allow, for one
+        return answer
+
+    async def database(request: Request, error: Exception) -> Response:
+        log.warning("database unavailable: %s", type(error).__name__)
+        refusal = Unavailable("the database does not answer", code="database_unavailable")
+        return problem(request, refusal)
+
+    async def bug(request: Request, error: Exception) -> Response:
+        log.error("request %s failed", request.scope.get("request_id"), exc_info=error)
+        refusal = Refusal("this is a bug; quote the request id", code="internal_error")
+        refusal.status, refusal.title = 500, "Internal error"
+        return problem(request, refusal)
+
+    app.add_exception_handler(FedSelectError, deliberate)
+    app.add_exception_handler(RequestValidationError, invalid)
+    app.add_exception_handler(HTTPException, http)
+    for kind in (OperationalError, InterfaceError, PoolTimeout):
+        app.add_exception_handler(kind, database)
+    app.add_exception_handler(Exception, bug)
+
+
+def _explained(error: RequestValidationError) -> tuple[Refusal, list[Any]]:
+    found = [{"where": _where(e), "problem": e["msg"]} for e in error.errors()]
+    unknown = [_where(e) for e in error.errors() if e["type"] == "extra_forbidden"]
+    if unknown:
+        names = ", ".join(unknown)
+        return Invalid(f"unknown setting: {names[:300]}", code="setting_unknown"), found
+    first = f"{found[0]['where']}: {found[0]['problem']}" if found else "invalid"
+    codes = {_code(e) for e in error.errors()}
+    return Invalid(first, code=codes.pop() if len(codes) == 1 else None), found
+
+
+def _where(error: Any) -> str:
+    return ".".join(str(part) for part in error["loc"])
+
+
+def _code(error: Any) -> str:
+    if error["type"] == "json_invalid":
+        return "json_invalid"
+    # Of the checks that pydantic leaves to us, those of settings ask whether they fit each other.
+    contradiction = error["type"] == "value_error" and "settings" in error["loc"]
+    return "settings_invalid" if contradiction else Invalid.code
+
+
+# --- the outermost layer -----------------------------------------------------------------------
+
+
+class Outermost:
+    """Gives each request an id, adds security headers and stops reading oversized bodies."""
+
+    def __init__(self, app: Callable[..., Awaitable[None]], limit: Callable[[str], int]) -> None:
+        self._app = app
+        self._limit = limit
+
+    async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
+        """Serve one ASGI connection."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        headers = {k.lower(): v for k, v in scope["headers"]}
+        wanted = headers.get(b"x-request-id", b"").decode("latin-1")
+        scope["request_id"] = wanted if REQUEST_ID.match(wanted) else uuid4().hex
+        limit = self._limit(scope["path"])
+        declared = headers.get(b"content-length", b"0")
+        send = _with_headers(send, scope["request_id"])
+        if declared.isdigit() and int(declared) > limit:
+            await _refuse_body(scope, receive, send, limit)
+            return
+        body = await _read_body(receive, limit)
+        if body is None:
+            await _refuse_body(scope, receive, send, limit)
+            return
+        await self._app(scope, _replay(body, receive), send)
+
+
+async def _read_body(receive: Receive, limit: int) -> bytes | None:
+    """The whole body; None as soon as it is longer than the limit."""
+    body = bytearray()
+    while True:
+        message = await receive()
+        if message["type"] != "http.request":
+            return bytes(body)
+        body += message.get("body", b"")
+        if len(body) > limit:
+            return None
+        if not message.get("more_body"):
+            return bytes(body)
+
+
+def _replay(body: bytes, receive: Receive) -> Receive:
+    sent = False
+
+    async def once() -> Message:
+        nonlocal sent
+        if sent:
+            return await receive()
+        sent = True
+        return {"type": "http.request", "body": body, "more_body": False}
+
+    return once
+
+
+async def _refuse_body(scope: Message, receive: Receive, send: Send, limit: int) -> None:
+    refusal = TooLarge(f"the body is larger than the {limit} bytes that are read")
+    response = problem(Request(scope), refusal)
+    await response(scope, receive, send)
+
+
+def _with_headers(send: Send, request_id: str) -> Send:
+    extra = [
+        (b"x-request-id", request_id.encode()),
+        (b"x-content-type-options", b"nosniff"),
+        (b"cache-control", b"no-store"),
+        (b"referrer-policy", b"no-referrer"),
+    ]
+
+    async def sending(message: Message) -> None:
+        if message["type"] == "http.response.start":
+            message["headers"] = [*message.get("headers", []), *extra]
+        await send(message)
+
+    return sending

@@ -1,0 +1,49 @@
+"""Builds the coordinator's parts from its settings, for the API and the workers alike.
+
+Owns construction and the one real clock. Must not contain rules or know HTTP.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import UTC, datetime
+
+from app.db import Clock, Database
+from app.jobs import Doorbell
+from app.ledger import Sealer
+from app.settings import AppSettings
+from app.storage import S3Storage
+
+
+@dataclass(frozen=True, slots=True)
+class Coordinator:
+    """Everything a request or a job needs."""
+
+    settings: AppSettings
+    db: Database
+    storage: S3Storage
+    sealer: Sealer
+    bell: Doorbell
+
+    def close(self) -> None:
+        """Release connections."""
+        self.db.close()
+
+
+def now() -> datetime:
+    """The wall clock, UTC."""
+    return datetime.now(UTC)
+
+
+def build(settings: AppSettings | None = None, *, clock: Clock = now) -> Coordinator:
+    """Build all parts; connections are opened when they are first used."""
+    settings = settings or AppSettings()
+    bell = Doorbell(settings.redis_url.get_secret_value())
+    db = Database(
+        settings.database_url.get_secret_value(),
+        pool=settings.database_pool,
+        clock=clock,
+        ring=bell.ring,
+    )
+    sealer = Sealer(settings.ledger_seed, settings.ledger_origin)
+    return Coordinator(settings, db, S3Storage(settings), sealer, bell)

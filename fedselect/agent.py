@@ -1,0 +1,367 @@
+"""The agent: one client's side of a run, as a step that can be repeated and resumed.
+
+Owns what to do with each answer of the coordinator. Files are ``agent_state``, training is the
+learner, calls are ``client``. Personal state moves on only when the coordinator says that the
+update was accepted and its round published. Must not import torch, sleep or read a clock.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from enum import StrEnum
+from typing import Any
+
+from pydantic import ValidationError
+
+from fedselect import __version__
+from fedselect.agent_state import AgentFolder, Arm, Credentials, Delivery, Tentative
+from fedselect.client import Client, announce
+from fedselect.errors import (
+    FedSelectError,
+    MaskError,
+    ServiceError,
+    SpaceError,
+    TrainingError,
+    WireError,
+)
+from fedselect.exchange import DOWNLOAD_MISMATCH, STORE_REFUSED, TRANSIENT, Retries
+from fedselect.lifecycle import SETTLED_ASSIGNMENTS, AssignmentState, RoundState, RunState
+from fedselect.personal import Learner, Participation, PersonalState, derive_seed
+from fedselect.protocol import (
+    Assignment,
+    CheckInAnswer,
+    EvaluationReport,
+    Outcome,
+    Registration,
+    VersionInfo,
+)
+from fedselect.space import FloatVector
+from fedselect.wire import UpdateMeta, decode_version, encode_update
+
+# What makes this client unable to do one assignment, and leaves everything else as it was.
+_UNABLE = (TrainingError, SpaceError, MaskError, WireError)
+_LOST_ASSIGNMENTS = SETTLED_ASSIGNMENTS - {AssignmentState.ACCEPTED}
+_FAILED_ROUNDS = frozenset({RoundState.ABANDONED, RoundState.FAILED, RoundState.CANCELLED})
+_ENDED_RUNS = frozenset({RunState.FINISHED, RunState.STOPPED})
+_INVALID = frozenset({400, 413, 422})  # the same request would be refused again
+
+
+class StepOutcome(StrEnum):
+    """What a step did."""
+
+    WAITING = "waiting"  # nothing to do, or the service is out of reach
+    TRAINED = "trained"  # an update was delivered; its work is tentative
+    COMMITTED = "committed"  # the tentative work counts
+    DISCARDED = "discarded"  # the tentative work counts for nothing
+    EVALUATED = "evaluated"
+    DECLINED = "declined"  # this client could not do its assignment
+    FINISHED = "finished"  # the run has ended and nothing is pending
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """What a step did and how many seconds to wait before the next; ``detail`` is for people."""
+
+    outcome: StepOutcome
+    wait: float
+    round: int | None = None
+    detail: str = ""
+
+
+def enrol(client: Client, folder: AgentFolder, *, token: str, name: str) -> Credentials:
+    """Register this folder's client, once: after a crash the same registration is repeated.
+
+    Raises:
+        ServiceError: the coordinator refuses, or is out of reach.
+        FedSelectError: ``state_mismatch`` if the folder belongs to a client of another name,
+            ``request_invalid`` if the name or the token cannot be one.
+    """
+    known = folder.credentials()
+    if known is None:
+        registration = _registration(token, name)
+        begun = folder.registering(client.server, name=name, token=token)
+        made = client.register(registration, idempotency_key=begun.idempotency_key)
+        known = Credentials(
+            server=client.server, client_id=made.client.id, name=made.client.name, key=made.key
+        )
+        folder.registered(known)
+    if known.name != name:
+        raise FedSelectError(
+            f"{folder.path} belongs to client {known.name!r}, not {name!r}; use another --state",
+            code="state_mismatch",
+        )
+    return known
+
+
+def _registration(token: str, name: str) -> Registration:
+    try:
+        return Registration(token=token, name=name)
+    except ValidationError as error:
+        fault = error.errors(include_url=False, include_input=False)[0]
+        text = f"the client's {fault['loc'][0]} is not valid: {fault['msg']}"
+    # Raised out here, so that no exception drags the token along.
+    raise FedSelectError(text, code="request_invalid")
+
+
+class Agent:
+    """Does one thing per :meth:`step`; kill it anywhere and make it again from the same folder."""
+
+    def __init__(
+        self,
+        client: Client,
+        learner: Learner,
+        folder: AgentFolder,
+        *,
+        name: str,
+        rng: random.Random,
+    ) -> None:
+        self._client = client
+        self._learner = learner
+        self._folder = folder
+        self._name = name
+        self._rng = rng
+        self._patience = Retries(rng, first=5.0, longest=300.0)
+        self._failures = 0
+
+    def run(
+        self,
+        sleep: Callable[[float], object],
+        *,
+        until_finished: bool = False,
+        report: Callable[[Step], object] | None = None,
+    ) -> None:
+        """Step until ``sleep`` (of seconds; ``Event.wait`` fits) returns true or the run has ended.
+
+        ``report`` is told of every step.
+
+        Raises:
+            FedSelectError: see :meth:`step`.
+        """
+        while True:
+            step = self.step()
+            if report is not None:
+                report(step)
+            if until_finished and step.outcome is StepOutcome.FINISHED:
+                return
+            if sleep(step.wait):
+                return
+
+    def step(self) -> Step:
+        """Check in and do the one thing that is due.
+
+        Raises:
+            ServiceError: the key is not valid (any more), or it is not a client's.
+            FedSelectError: the folder's files are damaged or belong to another model.
+        """
+        try:
+            step = self._advance()
+        except ServiceError as error:
+            if _is_final(error):
+                raise
+            self._failures += 1
+            return Step(
+                StepOutcome.WAITING, self._patience.backoff(self._failures), detail=str(error)
+            )
+        self._failures = 0
+        return step
+
+    def _advance(self) -> Step:
+        pending = self._folder.pending()
+        if pending is not None:
+            return self._follow(*pending)
+        answer = self._client.check_in(agent_version=__version__)
+        self._folder.witness(answer.checkpoint)
+        wait = self._pause(answer)
+        if answer.assignment is not None:
+            return self._do(answer.assignment, wait)
+        ended = answer.run_state in _ENDED_RUNS
+        return Step(StepOutcome.FINISHED if ended else StepOutcome.WAITING, wait)
+
+    def _pause(self, answer: CheckInAnswer) -> float:
+        return self._rng.uniform(answer.retry_after_min, answer.retry_after_max)
+
+    # --- tentative work ------------------------------------------------------------------------
+
+    def _follow(self, arm: Arm, tentative: Tentative) -> Step:
+        """Ask what became of the tentative work, and deliver it if that is still to be done."""
+        number = tentative.round
+        try:
+            answer = self._client.check_in(tentative.assignment, __version__)
+        except ServiceError as error:
+            if error.code != "not_found":
+                raise
+            arm.discard()  # nobody knows the assignment any more, so it can never be published
+            return Step(StepOutcome.DISCARDED, self._patience.backoff(1), number, str(error))
+        self._folder.witness(answer.checkpoint)
+        work, outcome = answer.assignment, answer.pending
+        wait = self._pause(answer)
+        verdict = _verdict(tentative, outcome)
+        if outcome is not None and verdict is not None:
+            return _settle(
+                arm, outcome, tentative=tentative, verdict=verdict, wait=0.0 if work else wait
+            )
+        if work is not None and work.id == tentative.assignment:
+            return self._deliver(arm, work, tentative=tentative, wait=wait)
+        return Step(StepOutcome.WAITING, wait, number, "the round is not over")
+
+    def _deliver(self, arm: Arm, work: Assignment, *, tentative: Tentative, wait: float) -> Step:
+        """Send the update and complete it; what was sent before a restart is not sent again."""
+        try:
+            upload = tentative.upload
+            if upload is None:
+                data = arm.update(tentative)
+                ticket = self._client.reserve_update(work.id, announce(data))
+                self._client.put_file(ticket, data)
+                tentative, upload = arm.sent(tentative, ticket.id), ticket.id
+            self._client.complete(upload)
+        except ServiceError as error:
+            # The next check-in tells whether the assignment is over or the file is wanted again.
+            if error.status not in TRANSIENT:
+                arm.unsent(tentative)
+            if error.status in _INVALID and error.code != STORE_REFUSED:
+                return self._decline(work, str(error), wait=wait)
+            raise
+        return Step(StepOutcome.TRAINED, wait, tentative.round)
+
+    # --- new work ------------------------------------------------------------------------------
+
+    def _do(self, work: Assignment, wait: float) -> Step:
+        arm = self._folder.arm(work.arm_id)
+        done = arm.record.committed
+        if done is not None and done.assignment == work.id:
+            return Step(StepOutcome.WAITING, wait, work.round, "this assignment is committed")
+        self._folder.forget_versions(but={work.base.sha256, work.origin.sha256})
+        try:
+            self._check_space(work)
+            if work.kind == "train":
+                return self._deliver(arm, work, tentative=self._train(arm, work), wait=wait)
+            return self._evaluate(arm, work, wait=wait)
+        except _UNABLE as error:
+            return self._decline(work, str(error), wait=wait)
+
+    def _check_space(self, work: Assignment) -> None:
+        ours = self._learner.space.digest
+        if ours != work.space_digest:
+            raise SpaceError(
+                f"this task's model has parameter space {ours[:12]}…, run {work.run.name!r} needs "
+                f"{work.space_digest[:12]}…; start the agent with the task of that run",
+                code="space_mismatch",
+            )
+
+    def _train(self, arm: Arm, work: Assignment) -> Tentative:
+        if work.round is None:
+            raise TrainingError("an assignment to train needs a round")
+        base = self._version(arm, work.base)
+        settings = work.run.settings
+        done = self._learner.participate(
+            arm.committed(self._learner.space),
+            base,
+            settings=settings,
+            seed=derive_seed(settings, self._name, work.round),
+        )
+        delivery, update = self._update(work, done, number=work.round)
+        return arm.hold(delivery, state=done.state.to_bytes(self._learner.space), update=update)
+
+    def _update(
+        self, work: Assignment, done: Participation, *, number: int
+    ) -> tuple[Delivery, bytes]:
+        """The update file; the mask travels only if the coordinator holds another one."""
+        known = work.mask
+        send_mask = known is None or known.sha256 != done.mask.digest
+        version = (known.version if known else 0) + send_mask
+        meta = UpdateMeta(
+            space=work.space_digest,
+            run=str(work.run.id),
+            round=number,
+            assignment=str(work.id),
+            base_version=work.base.sha256,
+            mask_version=version,
+            examples=done.examples,
+        )
+        delivery = Delivery(
+            assignment=work.id,
+            round=number,
+            mask_version=version,
+            mask_sha256=done.mask.digest,
+        )
+        return delivery, encode_update(meta, done.theta, mask=done.mask, send_mask=send_mask)
+
+    def _evaluate(self, arm: Arm, work: Assignment, *, wait: float) -> Step:
+        space, settings = self._learner.space, work.run.settings
+        base, origin = self._version(arm, work.base), self._version(arm, work.origin)
+        state = arm.committed(space)
+        if state is None:
+            state = PersonalState.start(base, settings.policy.bounds(space)[0])
+        scores = self._learner.evaluate(state, base, settings=settings, origin=origin)
+        report = {
+            "scores": {name: asdict(score) for name, score in scores.items()},
+            "participations": state.participations,
+            "personal_share": state.merge_mask.share(space),
+            "bytes_sent": arm.record.bytes_sent,
+            "bytes_received": arm.record.bytes_received,
+        }
+        self._client.evaluate(work.id, _report(report))
+        return Step(StepOutcome.EVALUATED, wait)
+
+    def _version(self, arm: Arm, version: VersionInfo) -> FloatVector:
+        data = self._folder.version(version.sha256)
+        if data is None:
+            download = self._client.download(version.id)
+            if download.sha256 != version.sha256:
+                raise ServiceError(
+                    f"version {version.number}: the download is of another file",
+                    code=DOWNLOAD_MISMATCH,
+                )
+            data = self._client.fetch(download)
+            arm.received(version.sha256, len(data))
+            self._folder.keep_version(data)
+        space = self._learner.space
+        return decode_version(data, space_digest=space.digest, dim=space.dim)
+
+    def _decline(self, work: Assignment, reason: str, *, wait: float) -> Step:
+        self._client.decline(work.id, reason)
+        return Step(StepOutcome.DECLINED, wait, work.round, reason)
+
+
+def _is_final(error: ServiceError) -> bool:
+    """Whether the coordinator itself turns this client away for good."""
+    passing = error.code in {STORE_REFUSED, "client_suspended"} or error.code.startswith("http_")
+    return error.status in {401, 403} and not passing
+
+
+def _verdict(tentative: Tentative, outcome: Outcome | None) -> bool | None:
+    """Whether the work counts; None: that is not known yet."""
+    if outcome is None or outcome.assignment_id != tentative.assignment:
+        return None
+    if outcome.state in _LOST_ASSIGNMENTS or outcome.round_state in _FAILED_ROUNDS:
+        return False
+    if outcome.state is AssignmentState.ACCEPTED and outcome.round_state is RoundState.PUBLISHED:
+        return True
+    return None
+
+
+def _settle(
+    arm: Arm, outcome: Outcome, *, tentative: Tentative, verdict: bool, wait: float
+) -> Step:
+    if verdict:
+        arm.commit(tentative)
+        return Step(StepOutcome.COMMITTED, wait, tentative.round)
+    arm.discard()
+    state = outcome.round_state.value if outcome.round_state else "unknown"
+    detail = f"the update is {outcome.state.value}, its round {state}"
+    if outcome.reason:
+        detail += f": {outcome.reason}"
+    return Step(StepOutcome.DISCARDED, wait, tentative.round, detail)
+
+
+def _report(numbers: dict[str, Any]) -> EvaluationReport:
+    try:
+        return EvaluationReport.model_validate(numbers)
+    except ValidationError as error:
+        fault = error.errors(include_url=False)[0]
+        where = ".".join(map(str, fault["loc"]))
+        raise TrainingError(
+            f"the evaluation cannot be reported: {where}: {fault['msg']}"
+        ) from error

@@ -1,0 +1,343 @@
+"""The agent's folder: what a client keeps between two steps, safe against ``kill -9``.
+
+Owns names, form and order of writing of every file in it::
+
+    lock                                  held by the one agent that works here
+    registration.json                     the Idempotency-Key of a registration under way
+    credentials.json                      server, client, name and key (0600)
+    checkpoint.txt                        the newest signed head of the ledger that was shown to us
+    versions/<sha256>                     version files in use
+    arms/<arm>/arm.json                   the truth about an arm: committed, tentative, counters
+    arms/<arm>/<assignment>.safetensors   personal states
+    arms/<arm>/<assignment>.update        the update of the tentative one, until it is settled
+
+Every change of an arm is one atomic replacement of its ``arm.json``, after the files that it names
+are on the disk; files that it does not name are leftovers and are swept. Must not train or talk to
+anyone.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import os
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Literal, TypeVar
+from uuid import UUID, uuid4
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from fedselect.errors import FedSelectError
+from fedselect.personal import PersonalState, sync_folder, write_atomically
+from fedselect.space import ParameterSpace
+
+CREDENTIALS, REGISTRATION = "credentials.json", "registration.json"
+REMEMBERED = 8  # digests of received versions, so that a repeated download counts once
+
+
+class _Document(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+D = TypeVar("D", bound=_Document)
+
+
+class Credentials(_Document):
+    """Who this client is at which coordinator."""
+
+    server: str
+    client_id: UUID
+    name: str
+    key: str = Field(repr=False)
+
+
+class Registering(_Document):
+    """A registration under way: the same call must be repeated until it is answered."""
+
+    server: str
+    name: str
+    token_sha256: str
+    idempotency_key: str
+
+
+class StoredFile(_Document):
+    """A file beside ``arm.json``."""
+
+    name: str
+    sha256: str
+    size: int
+
+
+class Committed(_Document):
+    """The personal state that counts, and the assignment that it came from."""
+
+    assignment: UUID
+    round: int
+    state: StoredFile
+
+
+class Delivery(_Document):
+    """What an update is for, and the mask that it counts under."""
+
+    assignment: UUID
+    round: int
+    mask_version: int
+    mask_sha256: str
+
+
+class Tentative(Delivery):
+    """Work that counts once its update is accepted and its round published.
+
+    ``upload`` is set while a sent file waits to be completed; ``counted`` says that its bytes are
+    in ``bytes_sent``, whatever happens to that upload.
+    """
+
+    state: StoredFile
+    update: StoredFile
+    upload: UUID | None = None
+    counted: bool = False
+
+
+class ArmRecord(_Document):
+    """Where this client stands in one arm; bytes are of update and version files."""
+
+    format: Literal["fedselect-arm/1"] = "fedselect-arm/1"
+    participations: int = 0
+    committed: Committed | None = None
+    tentative: Tentative | None = None
+    bytes_sent: int = 0
+    bytes_received: int = 0
+    received: tuple[str, ...] = ()
+
+    def files(self) -> set[str]:
+        """Names of the files that must stay."""
+        named = [self.committed.state] if self.committed else []
+        if self.tentative:
+            named += [self.tentative.state, self.tentative.update]
+        return {file.name for file in named}
+
+
+class AgentFolder:
+    """The folder of one agent, created with mode 0700 and locked for this process.
+
+    Raises:
+        FedSelectError: ``state_locked`` if another agent works in it.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        path.mkdir(mode=0o700, parents=True, exist_ok=True)
+        path.chmod(0o700)  # it may have been there with another mode
+        self._lock = _lock(path / "lock")
+        self._versions, self._arms = path / "versions", path / "arms"
+        for folder in (self._versions, self._arms):
+            _make(folder)
+        for folder in (path, self._versions):
+            _remove(folder, lambda name: name.startswith("."))  # torn writes
+        if (path / CREDENTIALS).exists():
+            (path / REGISTRATION).unlink(missing_ok=True)
+
+    def close(self) -> None:
+        """Let another agent work here."""
+        os.close(self._lock)
+
+    # --- identity ------------------------------------------------------------------------------
+
+    def credentials(self) -> Credentials | None:
+        """Who we are, None before the registration."""
+        return _read(self.path / CREDENTIALS, Credentials)
+
+    def registering(self, server: str, *, name: str, token: str) -> Registering:
+        """The registration to make or to repeat; it is on the disk before this returns."""
+        path = self.path / REGISTRATION
+        digest = hashlib.sha256(token.encode()).hexdigest()
+        begun = _read(path, Registering)
+        if begun and (begun.server, begun.name, begun.token_sha256) == (server, name, digest):
+            return begun
+        fresh = Registering(
+            server=server, name=name, token_sha256=digest, idempotency_key=uuid4().hex
+        )
+        _write(path, fresh)
+        return fresh
+
+    def registered(self, credentials: Credentials) -> None:
+        """Keep the credentials; the registration is over."""
+        _write(self.path / CREDENTIALS, credentials)
+        (self.path / REGISTRATION).unlink(missing_ok=True)
+
+    def witness(self, checkpoint: str | None) -> None:
+        """Keep the newest ledger checkpoint: what it signs cannot be denied to us later."""
+        path = self.path / "checkpoint.txt"
+        if checkpoint and not (path.exists() and path.read_text("utf-8") == checkpoint):
+            write_atomically(path, checkpoint.encode())
+
+    # --- version files -------------------------------------------------------------------------
+
+    def version(self, sha256: str) -> bytes | None:
+        """A kept version file, None if it has to be fetched."""
+        if not re.fullmatch("[0-9a-f]{64}", sha256):  # the service chose it, and it names a file
+            return None
+        path = self._versions / sha256
+        data = path.read_bytes() if path.exists() else b""
+        return data if hashlib.sha256(data).hexdigest() == sha256 else None
+
+    def keep_version(self, data: bytes) -> None:
+        """Keep a version file for the next use."""
+        write_atomically(self._versions / hashlib.sha256(data).hexdigest(), data)
+
+    def forget_versions(self, *, but: set[str]) -> None:
+        """Remove the version files that are not in use, so that they never pile up."""
+        _remove(self._versions, lambda name: name not in but)
+
+    # --- arms ----------------------------------------------------------------------------------
+
+    def arm(self, arm_id: UUID) -> Arm:
+        """The state in one arm."""
+        path = self._arms / str(arm_id)
+        _make(path)
+        return Arm(path)
+
+    def pending(self) -> tuple[Arm, Tentative] | None:
+        """The tentative work that waits for its outcome, with its arm."""
+        for path in sorted(self._arms.iterdir()):
+            arm = Arm(path)
+            if arm.record.tentative is not None:
+                return arm, arm.record.tentative
+        return None
+
+
+class Arm:
+    """One arm's state. ``record`` is what ``arm.json`` says; every change replaces both."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self.record = _read(path / "arm.json", ArmRecord) or ArmRecord()
+        self._sweep()
+
+    def committed(self, space: ParameterSpace) -> PersonalState | None:
+        """The personal state that counts, None for a client that never took part.
+
+        Raises:
+            FedSelectError: ``state_corrupt`` or ``state_mismatch``.
+        """
+        if self.record.committed is None:
+            return None
+        return PersonalState.from_bytes(self._load(self.record.committed.state), space)
+
+    def update(self, tentative: Tentative) -> bytes:
+        """The update file of the tentative work, the very bytes that were sent.
+
+        Raises:
+            FedSelectError: ``state_corrupt``.
+        """
+        return self._load(tentative.update)
+
+    def received(self, sha256: str, size: int) -> None:
+        """Count a version file; called before it is kept, so that no crash loses or doubles it."""
+        if sha256 not in self.record.received:
+            recent = (*self.record.received, sha256)[-REMEMBERED:]
+            total = self.record.bytes_received + size
+            self._change(bytes_received=total, received=recent)
+
+    def hold(self, delivery: Delivery, *, state: bytes, update: bytes) -> Tentative:
+        """Keep new work as tentative: the state that would follow and the update to send."""
+        tentative = Tentative(
+            **dict(delivery),
+            state=self._save(f"{delivery.assignment}.safetensors", state),
+            update=self._save(f"{delivery.assignment}.update", update),
+        )
+        self._change(tentative=tentative)
+        return tentative
+
+    def sent(self, tentative: Tentative, upload: UUID) -> Tentative:
+        """The update's file is in the object store; its bytes are counted once."""
+        size = 0 if tentative.counted else tentative.update.size
+        after = tentative.model_copy(update={"upload": upload, "counted": True})
+        self._change(tentative=after, bytes_sent=self.record.bytes_sent + size)
+        return after
+
+    def unsent(self, tentative: Tentative) -> None:
+        """The upload was not taken: the file has to be announced and sent again."""
+        if tentative.upload is not None:
+            self._change(tentative=tentative.model_copy(update={"upload": None}))
+
+    def commit(self, tentative: Tentative) -> None:
+        """The tentative work counts: one replacement of ``arm.json`` promotes it."""
+        committed = Committed(
+            assignment=tentative.assignment, round=tentative.round, state=tentative.state
+        )
+        participations = self.record.participations + 1
+        self._change(committed=committed, tentative=None, participations=participations)
+        self._sweep()
+
+    def discard(self) -> None:
+        """The tentative work counts for nothing; the committed state is as it was."""
+        self._change(tentative=None)
+        self._sweep()
+
+    def _change(self, **changes: object) -> None:
+        record = self.record.model_copy(update=changes)
+        _write(self._path / "arm.json", record)
+        self.record = record
+
+    def _save(self, name: str, data: bytes) -> StoredFile:
+        write_atomically(self._path / name, data)
+        return StoredFile(name=name, sha256=hashlib.sha256(data).hexdigest(), size=len(data))
+
+    def _load(self, file: StoredFile) -> bytes:
+        path = self._path / file.name
+        data = path.read_bytes() if path.exists() else b""
+        if hashlib.sha256(data).hexdigest() != file.sha256:
+            raise FedSelectError(
+                f"{path} is not as it was written; restore the folder from a backup, or start "
+                "again with a new state folder and a new enrolment",
+                code="state_corrupt",
+            )
+        return data
+
+    def _sweep(self) -> None:
+        keep = self.record.files() | {"arm.json"}
+        _remove(self._path, lambda name: name not in keep)
+
+
+def _make(folder: Path) -> None:
+    folder.mkdir(mode=0o700, exist_ok=True)
+    sync_folder(folder.parent)
+
+
+def _lock(path: Path) -> int:
+    # The kernel drops the lock with the process, however that ends.
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(descriptor)
+    else:
+        return descriptor
+    raise FedSelectError(
+        f"another agent works in {path.parent}; give each agent its own --state folder",
+        code="state_locked",
+    )
+
+
+def _remove(folder: Path, unwanted: Callable[[str], bool]) -> None:
+    for path in folder.iterdir():
+        if path.is_file() and unwanted(path.name):
+            path.unlink()
+
+
+def _read(path: Path, form: type[D]) -> D | None:
+    if not path.exists():
+        return None
+    try:
+        return form.model_validate_json(path.read_bytes())
+    except ValidationError:
+        text = f"{path} cannot be read; restore it from a backup or use a new state folder"
+    # Raised out here, so that no exception drags the content, maybe a key, along.
+    raise FedSelectError(text, code="state_corrupt")
+
+
+def _write(path: Path, document: _Document) -> None:
+    write_atomically(path, document.model_dump_json(indent=1).encode())

@@ -1,0 +1,215 @@
+"""The client SDK: ``Client`` for blocking programs, ``AsyncClient`` for asyncio.
+
+Owns the two drivers, which send with httpx what a flow asks for, and the key: it is in no
+exception, repr or log. The calls are ``operations``, their retries ``exchange``. Must not know
+training, files or the state of an agent.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import time
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
+from contextlib import aclosing, closing
+from typing import Any, Self, TypeVar
+
+import httpx
+
+from fedselect import __version__
+from fedselect.errors import ServiceError
+from fedselect.exchange import Ask, Flow, Reply, Retries
+from fedselect.operations import Listing, Operations, announce
+
+__all__ = ["AsyncClient", "Client", "Retries", "announce"]
+
+TIMEOUT = httpx.Timeout(60, connect=10, pool=10)  # seconds; 60 of silence, not for a whole file
+
+T = TypeVar("T")
+
+
+class _Connected(Operations):
+    """A coordinator's address and the key for it; retries jitter unless they are given."""
+
+    def __init__(self, server: str, *, key: str | None, retries: Retries | None) -> None:
+        super().__init__(retries or Retries(random.SystemRandom()))
+        self.server = _address(server)
+        if key is not None and not (key.isascii() and key.isprintable() and " " not in key):
+            raise ServiceError(
+                "the key has characters that no key has; was it copied whole?", code="key_invalid"
+            )
+        self._key = key
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.server!r})"
+
+    def _request(self, ask: Ask) -> httpx.Request:
+        if ask.signed:
+            return httpx.Request(ask.method, ask.url, headers=ask.headers, content=ask.content)
+        url = self.server + ask.url
+        request = httpx.Request(ask.method, url, headers=ask.headers, content=ask.content)
+        request.headers["Accept"] = "application/json"
+        request.headers["User-Agent"] = f"fedselect/{__version__}"
+        if self._key is not None:
+            request.headers["Authorization"] = f"Bearer {self._key}"
+        return request
+
+    def _reply(self, response: httpx.Response, body: bytes, *, limit: int) -> Reply:
+        if self._key is not None and response.is_error:
+            # A proxy's error page may repeat our request.
+            body = body.replace(self._key.encode(), b"[key]")
+        headers = {name.lower(): value for name, value in response.headers.items()}
+        return Reply(response.status_code, headers, body[:limit], cut=len(body) > limit)
+
+
+def _address(server: str) -> str:
+    try:
+        url = httpx.URL(server)
+    except httpx.InvalidURL:
+        url = httpx.URL("")
+    if url.scheme not in {"http", "https"} or not url.host or url.userinfo or url.query:
+        raise ServiceError(
+            "the server's address must look like https://host:port", code="server_invalid"
+        )
+    return server.rstrip("/")
+
+
+def _nothing(error: Exception) -> Reply:
+    # A protocol error may repeat the header that it does not like; these two cannot.
+    safe = isinstance(error, httpx.NetworkError | httpx.TimeoutException)
+    name = type(error).__name__
+    return Reply(0, reason=f"{name}: {error}" if safe and str(error) else name)
+
+
+class Client(_Connected):
+    """The blocking client. ``sleep`` may end early; ``transport`` stands in for the network.
+
+    Raises:
+        ServiceError: the address or the key cannot be one (``server_invalid``, ``key_invalid``).
+    """
+
+    def __init__(
+        self,
+        server: str,
+        *,
+        key: str | None = None,
+        retries: Retries | None = None,
+        sleep: Callable[[float], object] = time.sleep,
+        transport: httpx.BaseTransport | None = None,
+    ) -> None:
+        super().__init__(server, key=key, retries=retries)
+        self._sleep = sleep
+        self._http = httpx.Client(transport=transport, timeout=TIMEOUT)
+
+    def drive(self, flow: Flow[T]) -> T:
+        """Carry a flow to its end."""
+        try:
+            ask = next(flow)
+            while True:
+                if ask.after:
+                    self._sleep(ask.after)
+                ask = flow.send(self._send(ask))
+        except StopIteration as end:
+            answer: T = end.value
+            return answer
+
+    def walk(self, pages: Listing[T]) -> Iterator[T]:
+        """All items of a list."""
+        page = self.drive(pages.page(self._retries, None))
+        yield from page.items
+        while page.next:
+            page = self.drive(pages.page(self._retries, page.next))
+            yield from page.items
+
+    def _send(self, ask: Ask) -> Reply:
+        try:
+            with closing(self._http.send(self._request(ask), stream=True)) as response:
+                return self._reply(response, _read(response, ask.limit), limit=ask.limit)
+        except (httpx.RequestError, httpx.InvalidURL) as error:
+            return _nothing(error)
+
+    def close(self) -> None:
+        """Close all connections."""
+        self._http.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+class AsyncClient(_Connected):
+    """The client for asyncio; see :class:`Client`."""
+
+    def __init__(
+        self,
+        server: str,
+        *,
+        key: str | None = None,
+        retries: Retries | None = None,
+        sleep: Callable[[float], Coroutine[Any, Any, object]] = asyncio.sleep,
+        transport: httpx.AsyncBaseTransport | None = None,
+    ) -> None:
+        super().__init__(server, key=key, retries=retries)
+        self._sleep = sleep
+        self._http = httpx.AsyncClient(transport=transport, timeout=TIMEOUT)
+
+    async def drive(self, flow: Flow[T]) -> T:
+        """Carry a flow to its end."""
+        try:
+            ask = next(flow)
+            while True:
+                if ask.after:
+                    await self._sleep(ask.after)
+                ask = flow.send(await self._send(ask))
+        except StopIteration as end:
+            answer: T = end.value
+            return answer
+
+    async def walk(self, pages: Listing[T]) -> AsyncIterator[T]:
+        """All items of a list."""
+        page = await self.drive(pages.page(self._retries, None))
+        for item in page.items:
+            yield item
+        while page.next:
+            page = await self.drive(pages.page(self._retries, page.next))
+            for item in page.items:
+                yield item
+
+    async def _send(self, ask: Ask) -> Reply:
+        try:
+            response = await self._http.send(self._request(ask), stream=True)
+            async with aclosing(response):
+                return self._reply(response, await _aread(response, ask.limit), limit=ask.limit)
+        except (httpx.RequestError, httpx.InvalidURL) as error:
+            return _nothing(error)
+
+    async def aclose(self) -> None:
+        """Close all connections."""
+        await self._http.aclose()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.aclose()
+
+
+def _read(response: httpx.Response, limit: int) -> bytes:
+    """The body, or more than ``limit`` bytes of it."""
+    body = bytearray()
+    for chunk in response.iter_bytes():
+        body += chunk
+        if len(body) > limit:
+            break
+    return bytes(body)
+
+
+async def _aread(response: httpx.Response, limit: int) -> bytes:
+    body = bytearray()
+    async for chunk in response.aiter_bytes():
+        body += chunk
+        if len(body) > limit:
+            break
+    return bytes(body)

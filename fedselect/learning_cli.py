@@ -1,0 +1,139 @@
+"""Commands of the learning side: ``simulate``, and ``agent`` from ``agent_cli``.
+
+Owns argument parsing, progress and printing. Must not compute anything itself, nor load torch
+before a command runs: ``fedselect --help`` stays fast.
+"""
+
+from __future__ import annotations
+
+import json
+from statistics import fmean
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from pydantic import ValidationError
+from rich.console import Console
+from rich.progress import Progress
+from rich.table import Table
+
+from fedselect import agent_cli
+from fedselect.errors import SettingsError
+from fedselect.policies import PRESETS, RunSettings, Training, preset_run
+from fedselect.tasks import EXAMPLES, client_tasks, example_clients
+
+if TYPE_CHECKING:
+    from fedselect.simulate import Simulation
+
+WORSE = 0.02  # DESIGN: a client is worse if post − local-only is below −2 points
+SCORES = ("local_only", "global", "pre", "post")
+
+
+def register(app: typer.Typer) -> None:
+    """Add the learning commands to the ``fedselect`` command."""
+    agent_cli.register(app)
+    app.command("simulate")(simulate)
+
+
+def simulate(
+    task: Annotated[str, typer.Option(help=f"One of: {', '.join(EXAMPLES)}.")] = "digits",
+    preset: Annotated[str, typer.Option(help=f"One of: {', '.join(PRESETS)}.")] = "fedselect",
+    rounds: Annotated[int, typer.Option(min=1, help="Rounds of the run.")] = 30,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the batches and of the split.")] = 0,
+    steps: Annotated[
+        int | None, typer.Option(min=1, help="Gradient steps per client and round.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
+) -> None:
+    """Run a whole federation in this process and compare it with training alone."""
+    console = Console(stderr=True)
+    example_clients(task)  # a wrong name is said before torch is loaded
+    settings = run_settings(preset, rounds=rounds, seed=seed, steps=steps)
+    for warning in settings.warnings():
+        console.print(f"Note: {warning}", highlight=False)
+    document = report(_run(task, settings, console))
+    if as_json:
+        typer.echo(json.dumps({"task": task, "preset": preset, **document}, indent=2))
+    else:
+        Console().print(_table(document, f"{task}, {preset}, {rounds} rounds, seed {seed}"))
+        _print_summary(document)
+
+
+def run_settings(preset: str, *, rounds: int, seed: int, steps: int | None) -> RunSettings:
+    """Run settings of a preset; ``steps`` replaces its training budget.
+
+    Raises:
+        SettingsError: no such preset, or settings that contradict each other.
+    """
+    changes: dict[str, Any] = {} if steps is None else {"training": Training(steps=steps)}
+    try:
+        return preset_run(preset, rounds=rounds, seed=seed, **changes)
+    except ValidationError as error:
+        texts = "; ".join(detail["msg"].removeprefix("Value error, ") for detail in error.errors())
+        raise SettingsError(texts) from error
+
+
+def _run(task: str, settings: RunSettings, console: Console) -> Simulation:
+    import torch
+
+    from fedselect.simulate import simulate as run
+
+    torch.set_num_threads(1)  # small models are faster so, and equal seeds give equal bits
+    tasks = client_tasks(task, seed=settings.seed)
+    with Progress(console=console, transient=True) as bar:
+        shown = bar.add_task(f"{len(tasks)} clients train", total=settings.rounds)
+
+        def progress(number: int) -> None:
+            last = number == settings.rounds
+            bar.update(
+                shown, completed=number, description="scoring, training alone" if last else None
+            )
+
+        return run(tasks, settings, progress=progress)
+
+
+def report(result: Simulation) -> dict[str, Any]:
+    """A simulation as plain JSON: accuracies and shares from 0 to 1, sizes in bytes."""
+    clients = {
+        name: {
+            **{kind: scores[kind].accuracy for kind in SCORES},
+            "personal_share": result.personal[name],
+            "bytes_up": result.bytes_up[name],
+            "bytes_down": result.bytes_down[name],
+            "worse": scores["post"].accuracy - scores["local_only"].accuracy < -WORSE,
+        }
+        for name, scores in result.scores.items()
+    }
+    rows = list(clients.values())
+    return {
+        "clients": clients,
+        "mean": {kind: fmean(float(row[kind]) for row in rows) for kind in SCORES},
+        "worst": {kind: min(float(row[kind]) for row in rows) for kind in SCORES},
+        "worse": sum(bool(row["worse"]) for row in rows),
+        "elements": result.space.dim,
+        "space": result.space.digest,
+        "version": result.versions[-1],
+    }
+
+
+def _table(document: dict[str, Any], title: str) -> Table:
+    table = Table(title=title)
+    table.add_column("client")
+    for name in ("local-only %", "global %", "pre %", "post %", "personal %", "up kB", "down kB"):
+        table.add_column(name, justify="right")
+    for name, row in document["clients"].items():
+        accuracies = [f"{100 * row[kind]:.1f}" for kind in SCORES]
+        sizes = [f"{row[key] / 1000:,.0f}" for key in ("bytes_up", "bytes_down")]
+        style = "red" if row["worse"] else None
+        table.add_row(name, *accuracies, f"{100 * row['personal_share']:.1f}", *sizes, style=style)
+    table.add_section()
+    for name in ("mean", "worst"):
+        table.add_row(name, *(f"{100 * document[name][kind]:.1f}" for kind in SCORES))
+    return table
+
+
+def _print_summary(document: dict[str, Any]) -> None:
+    typer.echo(
+        f"{document['worse']} of {len(document['clients'])} clients are worse: their own model at "
+        "the end (post) is more than 2 points below training alone for as many steps (local-only)."
+    )
+    typer.echo(f"Last version: sha256 {document['version']}")

@@ -1,0 +1,180 @@
+"""A client's personal state: what never leaves it, how it is saved, and who changes it.
+
+Owns the state between two participations, its file form and the contract of a learner. Must not
+train or talk to anyone.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+import safetensors.numpy
+
+from fedselect.errors import FedSelectError
+from fedselect.masks import Mask
+from fedselect.policies import RunSettings
+from fedselect.space import FloatVector, ParameterSpace
+
+STATE_FORMAT = "fedselect-personal/1"
+
+
+@dataclass(frozen=True)
+class PersonalState:
+    """State of one client in one arm after ``participations`` rounds of its own.
+
+    ``theta`` and ``reference`` have shape (D,); ``merge_mask`` is the mask the last upload was made
+    with, ``mask`` the one the next training uses (ALGORITHM §1.7, decision 9); ``buffers`` are
+    integer buffers by name, which are no part of the parameter space.
+    """
+
+    participations: int
+    theta: FloatVector
+    reference: FloatVector
+    merge_mask: Mask
+    mask: Mask
+    buffers: dict[str, npt.NDArray[Any]] = field(default_factory=dict)
+
+    @classmethod
+    def start(cls, base: FloatVector, mask: Mask) -> PersonalState:
+        """A client that has not taken part yet: it starts from the shared model."""
+        return cls(0, base, base, mask, mask)
+
+    def merge(self, base: FloatVector) -> FloatVector:
+        """The shared model with this client's personal elements in it, shape (D,)."""
+        return np.where(self.merge_mask.to_bool(), self.theta, base).astype(np.float32)
+
+    def to_bytes(self, space: ParameterSpace) -> bytes:
+        """The state as a safetensors file."""
+        tensors = {
+            "theta": self.theta,
+            "reference": self.reference,
+            "merge_mask": self.merge_mask.packed,
+            "mask": self.mask.packed,
+            **{f"buffer.{name}": array for name, array in self.buffers.items()},
+        }
+        facts = {
+            "format": STATE_FORMAT,
+            "space": space.digest,
+            "participations": self.participations,
+        }
+        contiguous = {name: np.ascontiguousarray(array) for name, array in tensors.items()}
+        # One entry: safetensors writes several in any order, and equal states need equal bytes.
+        return safetensors.numpy.save(contiguous, {"state": json.dumps(facts)})
+
+    @classmethod
+    def from_bytes(cls, data: bytes, space: ParameterSpace) -> PersonalState:
+        """Read what :meth:`to_bytes` wrote.
+
+        Raises:
+            FedSelectError: another format or another parameter space.
+        """
+        tensors = safetensors.numpy.load(data)
+        metadata = _metadata(data)
+        if metadata.get("format") != STATE_FORMAT or metadata.get("space") != space.digest:
+            raise FedSelectError(
+                f"the saved state is {metadata.get('format')!r} of space "
+                f"{str(metadata.get('space'))[:12]}…, this model's space is {space.digest[:12]}…; "
+                "the model was changed: use a new state folder",
+                code="state_mismatch",
+            )
+        prefix = "buffer."
+        return cls(
+            metadata["participations"],
+            tensors["theta"],
+            tensors["reference"],
+            Mask(space.dim, tensors["merge_mask"]),
+            Mask(space.dim, tensors["mask"]),
+            {n.removeprefix(prefix): a for n, a in tensors.items() if n.startswith(prefix)},
+        )
+
+
+def _metadata(data: bytes) -> dict[str, Any]:
+    length = int.from_bytes(data[:8], "little")
+    entries = json.loads(data[8 : 8 + length]).get("__metadata__", {})
+    found: dict[str, Any] = json.loads(entries.get("state", "{}"))
+    return found
+
+
+def write_atomically(path: Path, data: bytes) -> None:
+    """Replace a file so that a reader, or a restart after ``kill -9``, sees the old or the new."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+    with os.fdopen(descriptor, "wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)
+    sync_folder(path.parent)
+
+
+def sync_folder(folder: Path) -> None:
+    """Make new and renamed entries of a folder survive a loss of power."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+@dataclass(frozen=True, slots=True)
+class Score:
+    """A model's result on a client's own held-out examples; numbers only, never data."""
+
+    correct: int
+    total: int
+    loss: float
+
+    @property
+    def accuracy(self) -> float:
+        """Fraction of the held-out examples that were classified correctly."""
+        return self.correct / self.total if self.total else 0.0
+
+
+@dataclass(frozen=True)
+class Participation:
+    """What one round of local work gives: what to upload and the state that follows.
+
+    ``theta`` (D,) is the trained model, ``mask`` the one it was trained with; only ``theta`` where
+    ``mask`` is 0 may leave the client. ``state`` is tentative until the round is published.
+    """
+
+    theta: FloatVector
+    mask: Mask
+    examples: int
+    state: PersonalState
+
+
+class Learner(Protocol):
+    """What the agent and the simulator need of the training side (``training`` implements it)."""
+
+    space: ParameterSpace
+
+    def participate(
+        self, state: PersonalState | None, base: FloatVector, *, settings: RunSettings, seed: int
+    ) -> Participation:
+        """Merge, train one budget, grow the mask if it is due; ``state`` None means a newcomer."""
+
+    def evaluate(
+        self, state: PersonalState, base: FloatVector, *, settings: RunSettings, origin: FloatVector
+    ) -> dict[str, Score]:
+        """Score ``local_only``, ``global``, ``pre`` and ``post`` on this client's held-out data.
+
+        ``origin`` (D,) is the arm's version 0, where the local-only baseline starts from.
+        """
+
+
+def derive_seed(settings: RunSettings, client: str, round_number: int) -> int:
+    """The seed of one client's local work in one round: the same in the service and in simulation.
+
+    Derived from the run's seed, the client's name and the round's number, never from an id that a
+    server draws, so that a retried round and a simulated one repeat the very same batches.
+    """
+    text = f"{settings.seed}\0{client}\0{round_number}"
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "little") >> 1

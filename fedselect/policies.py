@@ -1,0 +1,197 @@
+"""Policies and run settings: what is personal, how it is trained, how a round is run.
+
+Owns the settings models with their checks, the presets, the mask clock and the bounds that a
+client's mask must keep. Must not compute scores (``selection``) or train (``training``).
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from fedselect.errors import SettingsError
+from fedselect.masks import Mask
+from fedselect.space import ParameterSpace, Role
+
+
+class Settings(BaseModel):
+    """Immutable settings in which an unknown name is an error."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+class Policy(Settings):
+    """How personal parameters are chosen and trained (ALGORITHM §1, §6).
+
+    ``personal`` names where the mask comes from: ``learned`` grows it from the data, the others fix
+    it (``none`` = FedAvg, ``all`` = local-only, ``head`` = FedPer). Growth: every ``interval``
+    participations from ``start_round`` on, each selectable tensor turns the share ``growth`` of
+    what it still shares personal, until ``limit`` of the tensor is.
+    """
+
+    name: str = Field("fedselect", max_length=64, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    personal: Literal["learned", "none", "all", "head"] = "learned"
+    score: Literal["delta", "random"] = Field(
+        "delta", description="What ranks the elements: |θ − reference|, or chance as the control."
+    )
+    growth: float = Field(0.05, ge=0, le=1, description="p: share of the still shared elements.")
+    limit: float = Field(0.3, ge=0, le=1, description="α: largest personal share of a tensor.")
+    limit_mode: Literal["cap", "official"] = Field(
+        "cap", description="cap: never above the limit; official: tested before growing only."
+    )
+    interval: int = Field(1, ge=1, description="L: participations between two growth steps.")
+    start_round: int = Field(0, ge=0, description="Own participation at which growth may begin.")
+    schedule: Literal["joint", "alternating"] = Field(
+        "joint", description="Train both parts in one step, or personal first, then shared."
+    )
+
+    def due(self, participation: int) -> bool:
+        """Whether the mask grows after this own participation (counted from 0)."""
+        return (
+            self.personal == "learned"
+            and participation >= max(self.start_round, 1)
+            and (participation - self.start_round) % self.interval == 0
+        )
+
+    def first_use(self) -> int | None:
+        """The first participation (from 0) that trains with a grown mask; None: there is none."""
+        if self.personal != "learned" or self.growth == 0 or self.limit == 0:
+            return None
+        start = self.start_round if self.start_round >= 1 else self.interval
+        return start + 1
+
+    def bounds(self, space: ParameterSpace) -> tuple[Mask, Mask]:
+        """The smallest and the largest mask this policy allows over a space."""
+        floor = Mask.initial(space)
+        if self.personal == "none":
+            return floor, floor
+        if self.personal == "all":
+            return Mask.full(space.dim), Mask.full(space.dim)
+        if self.personal == "head":
+            fixed = floor | Mask.over(space, space.head())
+            return fixed, fixed
+        return floor, floor | Mask.over(space, tuple(space.with_role(Role.SELECTABLE)))
+
+
+class Training(Settings):
+    """The local budget of one assignment: plain SGD, ``steps`` or ``epochs`` (exactly one)."""
+
+    steps: int | None = Field(None, ge=1, le=1_000_000)
+    epochs: int | None = Field(None, ge=1, le=10_000)
+    batch_size: int = Field(20, ge=1, le=65_536)
+    learning_rate: float = Field(0.05, gt=0, le=100)
+    clip_norm: float | None = Field(None, gt=0, description="L2 bound on the whole gradient.")
+
+    @model_validator(mode="after")
+    def _one_budget(self) -> Self:
+        if (self.steps is None) == (self.epochs is None):
+            raise ValueError("give exactly one of training.steps and training.epochs")
+        return self
+
+
+class RoundPolicy(Settings):
+    """How a round is run. Times in seconds; ``goal`` and ``quorum`` count clients."""
+
+    goal: int = Field(10, ge=1, le=100_000)
+    over_selection: float = Field(1.3, ge=1, le=10)
+    quorum: int = Field(2, ge=1, le=100_000)
+    selection_deadline: float = Field(600, gt=0, le=7 * 86_400)
+    report_deadline: float = Field(3600, gt=0, le=30 * 86_400)
+    verification_timeout: float = Field(600, gt=0, le=86_400)
+    min_contributors: int = Field(
+        2, ge=1, le=1000, description="k: fewer sharers freeze an element"
+    )
+    weighting: Literal["uniform", "examples"] = "uniform"
+    late: Literal["reject"] = "reject"
+    max_attempts: int = Field(
+        5, ge=1, le=100, description="Tries of a round before the run pauses."
+    )
+    retry_after: float = Field(30, gt=0, le=86_400, description="Mean of the check-in window.")
+
+    @model_validator(mode="after")
+    def _quorum_fits(self) -> Self:
+        if self.quorum > self.goal:
+            raise ValueError(f"quorum {self.quorum} is above goal {self.goal}")
+        if self.min_contributors > self.goal:
+            raise ValueError(
+                f"min_contributors {self.min_contributors} is above goal {self.goal}: "
+                "every element would stay frozen"
+            )
+        return self
+
+
+class RunSettings(Settings):
+    """Everything that decides a run's result, besides its data and its starting weights."""
+
+    rounds: int = Field(60, ge=1, le=100_000)
+    seed: int = Field(0, ge=0, lt=2**63)
+    policy: Policy = Policy()
+    training: Training = Training(steps=20)
+    round: RoundPolicy = RoundPolicy()
+
+    @model_validator(mode="after")
+    def _mask_is_used(self) -> Self:
+        first = self.policy.first_use()
+        if first is not None and self.rounds <= first:
+            raise ValueError(
+                f"no mask would ever be used: the first one serves participation {first + 1}, but "
+                f"the run has {self.rounds} rounds; raise rounds, or lower policy.start_round or "
+                "policy.interval"
+            )
+        return self
+
+    def warnings(self) -> list[str]:
+        """Settings that are allowed but rarely meant."""
+        found = []
+        if self.round.goal < 2 * self.round.min_contributors:
+            found.append(
+                f"goal {self.round.goal} is below 2 × min_contributors "
+                f"{self.round.min_contributors}: many elements will stay frozen"
+            )
+        return found
+
+
+PRESETS: dict[str, dict[str, Any]] = {
+    "fedselect": {"personal": "learned"},
+    "fedselect-official": {
+        "personal": "learned",
+        "growth": 0.25,
+        "limit": 0.8,
+        "limit_mode": "official",
+        "interval": 3,
+        "schedule": "alternating",
+    },
+    "random": {"personal": "learned", "score": "random"},
+    "fedavg": {"personal": "none"},
+    "local": {"personal": "all"},
+    "fedper": {"personal": "head"},
+}
+
+
+def preset(name: str, **changes: Any) -> Policy:
+    """A named policy, with single settings changed.
+
+    Raises:
+        SettingsError: no such preset.
+    """
+    if name not in PRESETS:
+        raise SettingsError(f"no preset {name!r}; there are {', '.join(PRESETS)}")
+    return Policy(**{"name": name, **PRESETS[name], **changes})
+
+
+def preset_run(name: str, *, rounds: int, **changes: Any) -> RunSettings:
+    """Run settings of a preset: ``fedselect`` and ``random`` share first and personalize from the
+    middle on; ``fedselect-official`` keeps the authors' budget and a contributor threshold of 1.
+
+    Raises:
+        SettingsError: no such preset.
+    """
+    policy: dict[str, Any] = {}
+    settings: dict[str, Any] = {"rounds": rounds}
+    if name in {"fedselect", "random"}:
+        policy["start_round"] = rounds // 2
+    if name == "fedselect-official":
+        settings["training"] = Training(epochs=15, batch_size=32, learning_rate=0.05)
+        settings["round"] = RoundPolicy(min_contributors=1)
+    return RunSettings(policy=preset(name, **policy), **{**settings, **changes})

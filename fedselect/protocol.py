@@ -1,0 +1,430 @@
+"""The documents of the HTTP interface that agents and integrators see.
+
+Owns their shape and limits, for the coordinator and the client SDK alike. Unknown fields are
+refused in requests and ignored in answers. Must not know HTTP, rows or storage.
+"""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Annotated, Any, Literal, Self
+from uuid import UUID
+
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
+
+from fedselect.lifecycle import AssignmentState, RoundState, RunState
+from fedselect.masks import BLOCK
+from fedselect.policies import RunSettings
+
+MAX_UPLOAD = 5 * 1024**3  # one signed PUT; larger files need multipart
+Name = Annotated[
+    str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", min_length=1, max_length=64)
+]
+Tag = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._:-]*$", max_length=64)]
+Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
+Md5 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{32}$")]
+# Tabs and line breaks are fine; no other control character can be kept and shown.
+Reason = Annotated[str, StringConstraints(max_length=500, pattern=r"^[^\x00-\x08\x0b-\x1f\x7f]*$")]
+Count = Annotated[int, Field(ge=0, lt=2**53)]  # what every JSON reader keeps exactly
+
+
+class Request(BaseModel):
+    """A request body: unknown fields are an error."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Answer(BaseModel):
+    """An answer: fields may be added later, so readers ignore what they do not know."""
+
+    model_config = ConfigDict(extra="ignore", frozen=True)
+
+
+# --- clients -----------------------------------------------------------------------------------
+
+
+class EnrolmentCreate(Request):
+    """Ask for single-use enrolment tokens."""
+
+    count: int = Field(1, ge=1, le=100, description="Number of tokens.", examples=[10])
+    expires_in: int = Field(3600, ge=1, le=30 * 86_400, description="Lifetime in seconds.")
+
+
+class Enrolments(Answer):
+    """Enrolment tokens; each is shown once and admits one client."""
+
+    tokens: list[str] = Field(repr=False)
+    expires_at: datetime
+
+
+class Registration(Request):
+    """A site that joins, with its enrolment token."""
+
+    token: str = Field(max_length=200, repr=False, description="A single-use enrolment token.")
+    name: Name = Field(examples=["ward-7"])
+    tags: list[Tag] = Field(default=[], max_length=20)
+
+
+class ClientInfo(Answer):
+    """A registered client."""
+
+    id: UUID
+    name: str
+    state: Literal["active", "suspended", "revoked"]
+    tags: list[str]
+    created_at: datetime
+    last_seen_at: datetime | None = None
+
+
+class Registered(Answer):
+    """The new client and its key, which is shown this one time."""
+
+    client: ClientInfo
+    key: str = Field(repr=False)
+
+
+# --- models and versions -----------------------------------------------------------------------
+
+
+class ModelCreate(Request):
+    """Register a model by its parameter space; its weights follow by upload."""
+
+    name: Name = Field(examples=["watch-cnn"])
+    space: dict[str, Any] = Field(description="The parameter space, see docs/ARCHITECTURE.md.")
+
+
+class VersionInfo(Answer):
+    """One immutable set of shared parameters."""
+
+    id: UUID
+    model_id: UUID
+    arm_id: UUID | None = Field(description="None for a model's registered initial weights.")
+    number: int
+    sha256: str = Field(description="Digest of the version file.")
+    size: int = Field(description="Bytes of the version file.")
+    parent_id: UUID | None
+    manifest_sha256: str | None
+    code_version: str
+    created_at: datetime
+
+
+class ModelInfo(Answer):
+    """A registered model."""
+
+    id: UUID
+    name: str
+    space_digest: str
+    elements: int
+    initial_version: VersionInfo | None
+    created_at: datetime
+
+
+class Download(Answer):
+    """A short-lived signed address to fetch a file from the object store."""
+
+    url: str = Field(repr=False)
+    sha256: str
+    size: int
+    expires_at: datetime
+
+
+# --- uploads -----------------------------------------------------------------------------------
+
+
+class UploadReserve(Request):
+    """Announce a file; the signed address will admit exactly this length and content."""
+
+    size: int = Field(ge=1, le=MAX_UPLOAD, description="Bytes.")
+    sha256: Sha256
+    md5: Md5
+
+
+class UploadTicket(Answer):
+    """Where to PUT the file, with headers that must be sent exactly as given."""
+
+    id: UUID
+    url: str = Field(repr=False)
+    method: Literal["PUT"] = "PUT"
+    headers: dict[str, str]
+    expires_at: datetime
+
+
+class UploadStatus(Answer):
+    """Where an upload stands; ``reason`` is a stable code, ``detail`` is for people."""
+
+    id: UUID
+    state: Literal["reserved", "uploaded", "accepted", "rejected", "late"]
+    reason: str | None = None
+    detail: str | None = None
+
+
+# --- check-ins ---------------------------------------------------------------------------------
+
+
+class CheckIn(Request):
+    """An agent asks what to do; ``pending`` is the assignment whose outcome it waits for."""
+
+    pending: UUID | None = None
+    agent_version: str = Field("", max_length=64)
+
+
+class MaskInfo(Answer):
+    """The mask the coordinator holds of this client; leave it out of the update if unchanged."""
+
+    version: int
+    sha256: str
+
+
+class RunBrief(Answer):
+    """The run an assignment belongs to."""
+
+    id: UUID
+    name: str
+    settings: RunSettings
+
+
+class Assignment(Answer):
+    """Work for one client: train in a round, or evaluate a version."""
+
+    id: UUID
+    kind: Literal["train", "evaluate"]
+    run: RunBrief
+    arm_id: UUID
+    round: int | None
+    attempt: int
+    state: AssignmentState
+    space_digest: str
+    base: VersionInfo
+    origin: VersionInfo = Field(description="The arm's version 0.")
+    mask: MaskInfo | None
+    deadline: datetime
+
+
+class Outcome(Answer):
+    """What became of an assignment and of its round."""
+
+    assignment_id: UUID
+    state: AssignmentState
+    round_state: RoundState | None
+    reason: str | None = None
+
+
+class CheckInAnswer(Answer):
+    """Work if there is any, the outcome asked for, and when to come again."""
+
+    assignment: Assignment | None
+    pending: Outcome | None
+    retry_after_min: float = Field(description="Seconds.")
+    retry_after_max: float = Field(description="Seconds.")
+    checkpoint: str | None = Field(None, description="The newest signed ledger checkpoint.")
+    run_state: RunState | None = Field(None, description="State of the client's newest run.")
+
+
+class Decline(Request):
+    """The client cannot do this assignment."""
+
+    reason: Reason = ""
+
+
+class ScoreReport(Request):
+    """One model's result on the client's own held-out examples."""
+
+    correct: Count
+    total: Count = Field(ge=1)
+    loss: float = Field(ge=0, allow_inf_nan=False)
+
+    @model_validator(mode="after")
+    def _no_more_than_all(self) -> Self:
+        if self.correct > self.total:
+            raise ValueError(f"{self.correct} correct of {self.total} examples")
+        return self
+
+
+class EvaluationReport(Request):
+    """Numbers only: scores by what was evaluated, and what the client spent."""
+
+    scores: dict[Literal["local_only", "global", "pre", "post"], ScoreReport]
+    participations: Count
+    personal_share: float = Field(ge=0, le=1, allow_inf_nan=False)
+    bytes_sent: Count = Field(description="Update files, as sent.")
+    bytes_received: Count = Field(description="Version files, as received.")
+
+
+class Evaluation(Answer):
+    """A client's evaluation of a version, as the coordinator keeps it."""
+
+    client_id: UUID
+    client_name: str
+    version_id: UUID
+    version_number: int
+    scores: dict[str, ScoreReport]
+    participations: int
+    personal_share: float
+    bytes_sent: int
+    bytes_received: int
+    created_at: datetime
+
+
+# --- runs and rounds ---------------------------------------------------------------------------
+
+
+class RunCreate(Request):
+    """A training campaign on a model, from its initial weights."""
+
+    name: Name = Field(examples=["shoulder-2026"])
+    model_id: UUID
+    settings: RunSettings = RunSettings()
+
+
+class RunInfo(Answer):
+    """A run and how far it is."""
+
+    id: UUID
+    name: str
+    model_id: UUID
+    arm_id: UUID
+    state: RunState
+    reason: str | None
+    settings: RunSettings
+    warnings: list[str]
+    published: int = Field(description="Rounds published so far.")
+    created_at: datetime
+
+
+class AssignmentInfo(Answer):
+    """One client's place in a round, as an administrator sees it."""
+
+    id: UUID
+    client_id: UUID
+    client_name: str
+    attempt: int
+    state: AssignmentState
+    reason: str | None
+    assigned_at: datetime
+
+
+class RoundInfo(Answer):
+    """One pass: assignments, updates, one new version or none."""
+
+    id: UUID
+    run_id: UUID
+    number: int
+    attempt: int
+    state: RoundState
+    reason: str | None
+    base_version_id: UUID
+    version_id: UUID | None
+    manifest_sha256: str | None
+    opened_at: datetime
+    closed_at: datetime | None
+
+
+class RoundDetail(RoundInfo):
+    """A round with its assignments."""
+
+    assignments: list[AssignmentInfo]
+
+
+# The canonical sum of DESIGN §4. A manifest records both, so that anyone can add in the same order.
+GROUP = 8  # updates summed together before the group sums are folded from the left
+SHARD = 16 * BLOCK  # elements one aggregation job takes at a time
+
+
+class ManifestUpdate(Answer):
+    """One update of a manifest: where its verified file lies and how it counts."""
+
+    number: int
+    client: str
+    object: str
+    sha256: str
+    mask_object: str
+    mask_sha256: str
+    examples: int
+    weight: int
+
+
+class Manifest(Answer):
+    """Everything a round's aggregation depends on, frozen when the round closed.
+
+    Its digest is SHA-256 over canonical JSON (RFC 8785). The updates stand in the order of
+    acceptance; they are summed in groups of ``group`` and the group sums folded from the left.
+    """
+
+    format: Literal["fedselect-manifest/1"] = "fedselect-manifest/1"
+    run: str
+    arm: str
+    round: int
+    attempt: int
+    space: str
+    elements: int
+    base_object: str
+    base_sha256: str
+    min_contributors: int
+    group: int
+    shard: int
+    updates: list[ManifestUpdate]
+
+
+class ManifestDocument(Answer):
+    """A round's manifest with its digest and the files it names, as signed addresses."""
+
+    sha256: str
+    manifest: Manifest
+    downloads: dict[str, Download]
+
+
+class JobInfo(Answer):
+    """A piece of the coordinator's own work."""
+
+    id: UUID
+    kind: str
+    subject_id: UUID
+    part: int
+    state: str
+    attempts: int
+    error: str | None
+    run_after: datetime
+    lease_until: datetime | None
+    created_at: datetime
+    finished_at: datetime | None
+
+
+# --- ledger ------------------------------------------------------------------------------------
+
+
+class LedgerEntry(Answer):
+    """A sealed ledger entry: exactly the fields that its leaf hash is taken of, and the hash."""
+
+    seq: int
+    leaf: str
+    entry: dict[str, Any]
+
+
+class Checkpoint(Answer):
+    """A signed head of the ledger in the C2SP tlog-checkpoint form, and the key to check it."""
+
+    text: str
+    public_key: str
+
+
+# --- operations and problems -------------------------------------------------------------------
+
+
+class Health(Answer):
+    """Whether the coordinator is there, and what behind it is not."""
+
+    status: Literal["ok", "away"]
+    version: str
+    away: dict[str, str] = {}
+
+
+class Problem(Answer):
+    """An error as RFC 9457 describes it; ``code`` is stable, ``detail`` is for people."""
+
+    type: str
+    title: str
+    status: int
+    detail: str
+    code: str
+    request_id: str | None = None
+    errors: list[dict[str, Any]] | None = None

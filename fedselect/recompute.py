@@ -1,0 +1,54 @@
+"""Recompute a published version from its manifest, with the plain reference.
+
+Owns the check that anyone can make who may read a manifest and its files. Must not fetch anything:
+the caller hands over the bytes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+
+from fedselect import wire
+from fedselect.aggregate import Contribution, reference
+from fedselect.audit import canonical_json
+from fedselect.errors import LedgerError
+from fedselect.masks import Mask
+from fedselect.protocol import Manifest, ManifestUpdate
+
+Read = Callable[[str], bytes]
+
+
+def manifest_digest(manifest: Manifest) -> str:
+    """SHA-256 (hex) over the manifest's canonical JSON (RFC 8785)."""
+    return hashlib.sha256(canonical_json(manifest.model_dump(mode="json"))).hexdigest()
+
+
+def recompute(manifest: Manifest, read: Read) -> bytes:
+    """The version file that a manifest leads to; ``read`` gives an object's bytes by its key.
+
+    Raises:
+        LedgerError: a file is not the one that the manifest names.
+        WireError: a file is malformed.
+    """
+    base = wire.decode_version(
+        _checked(read, manifest.base_object, manifest.base_sha256),
+        space_digest=manifest.space,
+        dim=manifest.elements,
+    )
+    parts = [_contribution(manifest, update, read) for update in manifest.updates]
+    return wire.encode_version(manifest.space, reference(base, parts, manifest.min_contributors))
+
+
+def _contribution(manifest: Manifest, update: ManifestUpdate, read: Read) -> Contribution:
+    mask_bytes = _checked(read, update.mask_object, update.mask_sha256)
+    mask = Mask.from_bytes(manifest.elements, mask_bytes)
+    data = _checked(read, update.object, update.sha256)
+    return Contribution(mask, wire.update_values(data), update.weight)
+
+
+def _checked(read: Read, key: str, sha256: str) -> bytes:
+    data = read(key)
+    if hashlib.sha256(data).hexdigest() != sha256:
+        raise LedgerError(f"{key} is not the file with SHA-256 {sha256}", code="file_changed")
+    return data

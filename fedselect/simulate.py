@@ -1,0 +1,213 @@
+"""A whole run in one process: the service's rules, files and kernels without its servers.
+
+Owns the in-process federation. Must not add a rule of its own: what a simulated run computes, the
+service computes from the same updates bit for bit (same torch build, one torch thread).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+from fedselect.aggregate import Contribution, aggregate
+from fedselect.errors import FedSelectError, SpaceError
+from fedselect.masks import Mask
+from fedselect.personal import Participation, PersonalState, Score, derive_seed
+from fedselect.policies import RunSettings
+from fedselect.space import FloatVector, ParameterSpace
+from fedselect.task import Task
+from fedselect.training import TorchLearner
+from fedselect.wire import (
+    Update,
+    UpdateMeta,
+    UpdatePlan,
+    decode_update,
+    encode_update,
+    encode_version,
+    file_digest,
+)
+
+RUN = "simulation"
+Order = Callable[[int, list[str]], list[str]]
+
+
+@dataclass(frozen=True)
+class Simulation:
+    """What a simulated run leaves behind; the mappings are keyed by client name.
+
+    ``versions`` are the SHA-256 (hex) of the version files, index 0 the start; ``values`` (D,) is
+    the last version. ``bytes_up`` counts update files; ``bytes_down`` the version files a client
+    fetches, one per round and the last one. ``personal`` is the personal share (0 to 1) of the
+    mask of the last upload.
+    """
+
+    space: ParameterSpace
+    versions: list[str]
+    values: FloatVector
+    states: dict[str, PersonalState]
+    scores: dict[str, dict[str, Score]]
+    bytes_up: dict[str, int]
+    bytes_down: dict[str, int]
+    personal: dict[str, float]
+
+
+def simulate(
+    tasks: Mapping[str, Task],
+    settings: RunSettings,
+    *,
+    order: Order | None = None,
+    progress: Callable[[int], None] | None = None,
+) -> Simulation:
+    """Run all rounds with every client in each, then let every client evaluate.
+
+    Version 0 are the weights of the first task's model. ``order(round, names)`` gives the order in
+    which a round's updates count as accepted (sorted names if None): sums are taken in it.
+    ``progress(round)`` is called after each round; rounds count from 1.
+
+    Raises:
+        FedSelectError: no tasks, or an order that is not one of all names.
+        SpaceError: the tasks' models differ.
+        TrainingError: a client's training failed.
+    """
+    clients = _enrol(tasks)
+    coordinator = _Coordinator(next(iter(clients.values())).learner)
+    origin = coordinator.values
+    names = sorted(clients)
+    for number in range(1, settings.rounds + 1):
+        updates = {
+            name: clients[name].take_part(coordinator, settings, number=number) for name in names
+        }
+        accepted = names if order is None else _checked(order(number, list(names)), names)
+        coordinator.publish([updates[name] for name in accepted], settings)
+        if progress is not None:
+            progress(number)
+    return _result(coordinator, clients, settings, origin=origin)
+
+
+def _result(
+    coordinator: _Coordinator,
+    clients: Mapping[str, _Client],
+    settings: RunSettings,
+    *,
+    origin: FloatVector,
+) -> Simulation:
+    space, values = coordinator.space, coordinator.values
+    states = {name: client.final_state() for name, client in clients.items()}
+    return Simulation(
+        space=space,
+        versions=coordinator.versions,
+        values=values,
+        states=states,
+        scores={
+            name: client.learner.evaluate(states[name], values, settings=settings, origin=origin)
+            for name, client in clients.items()
+        },
+        bytes_up={name: client.bytes_up for name, client in clients.items()},
+        bytes_down=dict.fromkeys(clients, coordinator.published_bytes),
+        personal={name: state.merge_mask.share(space) for name, state in states.items()},
+    )
+
+
+class _Coordinator:
+    """The line of versions, without storage and database."""
+
+    def __init__(self, first: TorchLearner) -> None:
+        self.space = first.space
+        self.values = first.initial()
+        self.versions: list[str] = []
+        self.published_bytes = 0
+        self._record()
+
+    def publish(self, accepted: Sequence[Update], settings: RunSettings) -> None:
+        """Aggregate a round's updates in the order accepted."""
+        by_examples = settings.round.weighting == "examples"
+        parts = [
+            Contribution(u.mask, u.values, float(u.meta.examples) if by_examples else 1.0)
+            for u in accepted
+        ]
+        self.values = aggregate(self.values, parts, settings.round.min_contributors)
+        self._record()
+
+    def _record(self) -> None:
+        file = encode_version(self.space.digest, self.values)
+        self.versions.append(file_digest(file))
+        self.published_bytes += len(file)
+
+
+class _Client:
+    """One client's agent and the coordinator's memory of its mask, in one place."""
+
+    def __init__(self, name: str, learner: TorchLearner) -> None:
+        self.name = name
+        self.learner = learner
+        self.bytes_up = 0
+        self._state: PersonalState | None = None
+        self._known: Mask | None = None
+        self._mask_version = 0
+
+    def take_part(self, coordinator: _Coordinator, settings: RunSettings, *, number: int) -> Update:
+        """Train, write the update file and read it back as the coordinator would."""
+        seed = derive_seed(settings, self.name, number)
+        result = self.learner.participate(
+            self._state, coordinator.values, settings=settings, seed=seed
+        )
+        version = coordinator.versions[-1]
+        data = self._encode(result, number, version)
+        update = decode_update(data, self._plan(settings, number, version))
+        self._state = result.state
+        self._known, self._mask_version = update.mask, update.meta.mask_version
+        self.bytes_up += len(data)
+        return update
+
+    def final_state(self) -> PersonalState:
+        """The state after the last round."""
+        if self._state is None:
+            raise FedSelectError(f"client {self.name!r} has not taken part")
+        return self._state
+
+    def _encode(self, result: Participation, number: int, version: str) -> bytes:
+        send_mask = result.mask != self._known
+        meta = UpdateMeta(
+            space=self.learner.space.digest,
+            run=RUN,
+            round=number,
+            assignment=f"{self.name}/{number}",
+            base_version=version,
+            mask_version=self._mask_version + send_mask,
+            examples=result.examples,
+        )
+        return encode_update(meta, result.theta, mask=result.mask, send_mask=send_mask)
+
+    def _plan(self, settings: RunSettings, number: int, version: str) -> UpdatePlan:
+        lower, upper = settings.policy.bounds(self.learner.space)
+        return UpdatePlan(
+            space=self.learner.space.digest,
+            run=RUN,
+            round=number,
+            assignment=f"{self.name}/{number}",
+            base_version=version,
+            lower=lower,
+            upper=upper,
+            known_mask=self._known,
+            known_mask_version=self._mask_version,
+        )
+
+
+def _enrol(tasks: Mapping[str, Task]) -> dict[str, _Client]:
+    if not tasks:
+        raise FedSelectError("there is no client to simulate", code="task_invalid")
+    clients = {name: _Client(name, TorchLearner(task)) for name, task in tasks.items()}
+    first = next(iter(clients.values()))
+    for client in clients.values():
+        if client.learner.space.digest != first.learner.space.digest:
+            raise SpaceError(
+                f"the model of client {client.name!r} has another parameter space than that of "
+                f"{first.name!r}; all clients of a run need the same model"
+            )
+    return clients
+
+
+def _checked(accepted: list[str], names: list[str]) -> list[str]:
+    if sorted(accepted) != names:
+        raise FedSelectError(f"order() must return all of {names} once, got {accepted}")
+    return accepted

@@ -1,0 +1,406 @@
+"""The other side, in memory: a coordinator and its object store behind ``httpx.MockTransport``.
+
+It plays one client's runs with real files and real decoding. Ids and keys are derived, not drawn,
+so that two lives of the same run can be compared byte by byte.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Any
+from urllib.parse import quote
+from uuid import NAMESPACE_URL, UUID, uuid5
+
+import httpx
+import numpy as np
+from pydantic import BaseModel
+
+from fedselect import protocol, wire
+from fedselect.lifecycle import AssignmentState, RoundState, RunState
+from fedselect.masks import Mask
+from fedselect.personal import Participation, PersonalState, Score
+from fedselect.policies import RoundPolicy, RunSettings
+from fedselect.space import FloatVector, Kind, ParameterSpace, Role
+
+SERVER, STORE = "https://coordinator.test", "https://store.test"
+TOKEN = "fse_token"
+KEY = "fsk_secret-of-ward-7"
+NOW = datetime(2026, 1, 1, tzinfo=UTC)
+SPACE = ParameterSpace.of(
+    [
+        ("body.weight", (3, 4), Kind.WEIGHT, Role.SELECTABLE),
+        ("body.bias", (3,), Kind.BIAS, Role.SHARED),
+        ("norm.running_mean", (2,), Kind.BUFFER, Role.PERSONAL),
+    ]
+)
+A, R = AssignmentState, RoundState
+OPEN = {A.ASSIGNED, A.RESERVED}
+
+
+def known_id(text: str) -> UUID:
+    return uuid5(NAMESPACE_URL, text)
+
+
+class TinyLearner:
+    """Numpy "training" that depends on all it should depend on; remembers how often it ran."""
+
+    def __init__(self, space: ParameterSpace = SPACE) -> None:
+        self.space = space
+        self.trained = 0
+        self.fault: Callable[[], None] = lambda: None
+
+    def participate(
+        self, state: PersonalState | None, base: FloatVector, *, settings: RunSettings, seed: int
+    ) -> Participation:
+        self.trained += 1
+        self.fault()
+        state = state or PersonalState.start(base, settings.policy.bounds(self.space)[0])
+        noise = np.random.default_rng(seed).normal(0, 0.1, self.space.dim)
+        theta = (0.9 * state.merge(base) + noise).astype(np.float32)
+        grown = state.mask.to_bool().copy()
+        grown[state.participations] = True
+        following = PersonalState(
+            participations=state.participations + 1,
+            theta=theta,
+            reference=theta,
+            merge_mask=state.mask,
+            mask=Mask.from_bool(grown),
+            buffers={"batches": np.array([state.participations + 1])},
+        )
+        return Participation(theta, state.mask, 11, following)
+
+    def evaluate(
+        self, state: PersonalState, base: FloatVector, *, settings: RunSettings, origin: FloatVector
+    ) -> dict[str, Score]:
+        self.fault()
+        vectors = {"local_only": origin, "global": base, "pre": state.merge(base)}
+        vectors["post"] = state.theta
+        return {n: Score(7, 10, float(np.abs(v).sum())) for n, v in vectors.items()}
+
+
+@dataclass
+class Row:
+    """An assignment."""
+
+    id: UUID
+    kind: str
+    base: int
+    round: int | None = None
+    attempt: int = 1
+    state: AssignmentState = A.ASSIGNED
+    round_state: RoundState | None = None
+    reason: str | None = None
+    object: str = ""
+
+
+@dataclass
+class Coordinator:
+    """``fates`` says what becomes of (round, attempt); everything else is published.
+
+    Fates: abandon, fail, cancel (an accepted update's round), reject, late, expire.
+    """
+
+    rounds: int = 2
+    fates: dict[tuple[int, int], str] = field(default_factory=dict)
+    seen: list[httpx.Request] = field(default_factory=list)
+    clients: dict[str, str] = field(default_factory=dict)
+    objects: dict[str, bytes] = field(default_factory=dict)
+    signed: dict[str, protocol.UploadReserve] = field(default_factory=dict)
+    answers: dict[str, tuple[bytes, int, bytes]] = field(default_factory=dict)
+    rows: list[Row] = field(default_factory=list)
+    files: list[bytes] = field(default_factory=list)
+    sent: dict[UUID, set[str]] = field(default_factory=dict)
+    published: list[int] = field(default_factory=list)
+    mask: tuple[int, Mask] | None = None
+    evaluation: protocol.EvaluationReport | None = None
+    run_state: RunState = RunState.RUNNING
+    space_digest: str = SPACE.digest
+
+    def __post_init__(self) -> None:
+        start = np.linspace(-1, 1, SPACE.dim).astype(np.float32)
+        self._add_version(start)
+        self.settings = RunSettings(
+            rounds=max(self.rounds, 3), round=RoundPolicy(goal=2, retry_after=4)
+        )
+
+    # --- HTTP ----------------------------------------------------------------------------------
+
+    def __call__(self, request: httpx.Request) -> httpx.Response:
+        self.seen.append(request)
+        if request.url.host == "store.test":
+            return self._store(request)
+        words = request.url.path.strip("/").split("/")[1:]
+        if words != ["clients"] and request.headers.get("authorization") != f"Bearer {KEY}":
+            return problem(401, "key_unknown")
+        return self._route(request, words)
+
+    def _route(self, request: httpx.Request, words: list[str]) -> httpx.Response:
+        match request.method, words:
+            case "POST", ["clients"]:
+                return self._once(request, self._register)
+            case "POST", ["check-ins"]:
+                return self._check_in(protocol.CheckIn.model_validate_json(request.content))
+            case "GET", ["versions", version, "download"]:
+                return self._download(int(UUID(version)))
+            case "POST", ["assignments", row, "uploads"]:
+                return self._once(request, lambda r: self._reserve(self._row(row), r))
+            case "POST", ["uploads", row, "complete"]:
+                return self._complete(self._row(row))
+            case "POST", ["assignments", row, "evaluations"]:
+                return self._once(request, lambda r: self._evaluate(self._row(row), r))
+            case "POST", ["assignments", row, "decline"]:
+                return self._decline(self._row(row), json.loads(request.content)["reason"])
+        return problem(404, "route_unknown")
+
+    def _once(
+        self, request: httpx.Request, work: Callable[[httpx.Request], httpx.Response]
+    ) -> httpx.Response:
+        key = request.headers["idempotency-key"]
+        if key not in self.answers:
+            response = work(request)
+            if response.is_success:
+                self.answers[key] = (request.content, response.status_code, response.content)
+            return response
+        body, status, content = self.answers[key]
+        if body != request.content:
+            return problem(422, "idempotency_key_reused")
+        return httpx.Response(status, content=content)
+
+    def _store(self, request: httpx.Request) -> httpx.Response:
+        name = request.url.path.strip("/")
+        if "authorization" in request.headers or request.url.params["signature"] != "s+g=":
+            return refusal("SignatureDoesNotMatch")
+        if request.method == "GET":
+            return httpx.Response(200, content=self.objects[name])
+        announced, body = self.signed[name], request.content
+        digest = base64.b64encode(hashlib.md5(body).digest()).decode()
+        if request.headers["content-md5"] != digest or len(body) != announced.size:
+            return refusal("BadDigest")
+        self.objects[name] = body
+        return httpx.Response(200)
+
+    # --- the agent's calls ---------------------------------------------------------------------
+
+    def _register(self, request: httpx.Request) -> httpx.Response:
+        body = protocol.Registration.model_validate_json(request.content)
+        if body.token != TOKEN or self.clients:
+            return problem(401, "enrolment_used")
+        self.clients[body.name] = KEY
+        info = protocol.ClientInfo(
+            id=known_id(body.name), name=body.name, state="active", tags=[], created_at=NOW
+        )
+        return answer(201, protocol.Registered(client=info, key=KEY))
+
+    def _check_in(self, body: protocol.CheckIn) -> httpx.Response:
+        self._progress()
+        row = next((r for r in self.rows if r.id == body.pending), None)
+        if body.pending and row is None:
+            return problem(404, "not_found")
+        waits = row is not None and row.state in {A.UPLOADED, A.ACCEPTED}
+        waits = waits and row.round_state is R.AGGREGATING
+        work = None if waits else self._work()
+        pending = row and protocol.Outcome(
+            assignment_id=row.id, state=row.state, round_state=row.round_state, reason=row.reason
+        )
+        return answer(
+            200,
+            protocol.CheckInAnswer(
+                assignment=work and self._document(work),
+                pending=pending,
+                retry_after_min=2,
+                retry_after_max=6,
+                checkpoint=f"ledger\n{len(self.published)}\n",
+                run_state=self.run_state,
+            ),
+        )
+
+    def _download(self, number: int) -> httpx.Response:
+        data = self.files[number]
+        self.objects[f"version/{number}"] = data
+        url = f"{STORE}/version/{number}?signature={quote('s+g=')}"
+        digest = wire.file_digest(data)
+        document = protocol.Download(url=url, sha256=digest, size=len(data), expires_at=NOW)
+        return answer(200, document)
+
+    def _reserve(self, row: Row, request: httpx.Request) -> httpx.Response:
+        body = protocol.UploadReserve.model_validate_json(request.content)
+        if self._fate(row) == "expire":
+            row.state, row.round_state = A.EXPIRED, R.ABANDONED
+        if row.state not in OPEN:
+            return problem(409, f"assignment_{row.state.value}")
+        row.state, row.object = A.RESERVED, f"staging/{len(self.signed)}"
+        self.signed[row.object] = body
+        self.sent.setdefault(row.id, set()).add(body.sha256)
+        headers = {
+            "Content-Length": str(body.size),
+            "Content-MD5": base64.b64encode(bytes.fromhex(body.md5)).decode(),
+        }
+        url = f"{STORE}/{row.object}?signature={quote('s+g=')}"
+        ticket = protocol.UploadTicket(id=row.id, url=url, headers=headers, expires_at=NOW)
+        return answer(201, ticket)
+
+    def _complete(self, row: Row) -> httpx.Response:
+        if row.state is A.RESERVED:
+            late = self._fate(row) == "late"
+            row.state = A.LATE if late else A.UPLOADED
+            row.round_state = R.ABANDONED if late else row.round_state
+        return answer(202, protocol.UploadStatus(id=row.id, state="uploaded"))
+
+    def _evaluate(self, row: Row, request: httpx.Request) -> httpx.Response:
+        if row.state is not A.ASSIGNED:
+            return problem(409, f"assignment_{row.state.value}")
+        report = protocol.EvaluationReport.model_validate_json(request.content)
+        self.evaluation, row.state, self.run_state = report, A.ACCEPTED, RunState.FINISHED
+        document = protocol.Evaluation(
+            client_id=known_id("ward-7"),
+            client_name="ward-7",
+            version_id=UUID(int=row.base),
+            version_number=row.base,
+            created_at=NOW,
+            **report.model_dump(),
+        )
+        return answer(201, document)
+
+    def _decline(self, row: Row, reason: str) -> httpx.Response:
+        if row.state not in OPEN:
+            return problem(409, f"assignment_{row.state.value}")
+        row.state, row.reason = A.DECLINED, reason
+        row.round_state = row.round_state and R.ABANDONED
+        if row.kind == "evaluate":
+            self.run_state = RunState.FINISHED
+        outcome = protocol.Outcome(assignment_id=row.id, state=row.state, round_state=None)
+        return answer(200, outcome)
+
+    # --- rounds --------------------------------------------------------------------------------
+
+    def _progress(self) -> None:
+        """One move per check-in: verify an update, or end a round."""
+        row = self.rows[-1] if self.rows else None
+        if row is None or row.kind == "evaluate":
+            return
+        fate = self._fate(row)
+        if row.state is A.UPLOADED:
+            self._verify(row, rejected=fate == "reject")
+        elif row.state is A.ACCEPTED and row.round_state is R.AGGREGATING:
+            ends = {"abandon": R.ABANDONED, "fail": R.FAILED, "cancel": R.CANCELLED}
+            row.round_state = ends.get(fate, R.PUBLISHED)
+            if row.round_state is R.PUBLISHED:
+                self._publish(row)
+
+    def _verify(self, row: Row, *, rejected: bool) -> None:
+        update = wire.decode_update(self.objects[row.object], self._plan(row))
+        row.state = A.REJECTED if rejected else A.ACCEPTED
+        row.round_state = R.ABANDONED if rejected else R.AGGREGATING
+        row.reason = "values_not_finite" if rejected else None
+        if not rejected:
+            self.mask = (update.meta.mask_version, update.mask)
+
+    def _plan(self, row: Row) -> wire.UpdatePlan:
+        lower, upper = self.settings.policy.bounds(SPACE)
+        version, mask = self.mask or (0, None)
+        return wire.UpdatePlan(
+            space=SPACE.digest,
+            run=str(known_id("run")),
+            round=row.round or 0,
+            assignment=str(row.id),
+            base_version=wire.file_digest(self.files[row.base]),
+            lower=lower,
+            upper=upper,
+            known_mask=mask,
+            known_mask_version=version,
+        )
+
+    def _publish(self, row: Row) -> None:
+        # The mask was noted at acceptance, so the file is read under what was known before it.
+        plan = self._plan(row)
+        layout = wire.read_update_layout(self.objects[row.object])
+        section = layout.sections["values"]
+        values = np.frombuffer(self.objects[row.object][section.start : section.stop], "<f4")
+        base = wire.decode_version(
+            self.files[row.base], space_digest=SPACE.digest, dim=SPACE.dim
+        ).copy()
+        shared = ~plan.known_mask.to_bool() if plan.known_mask else np.ones(SPACE.dim, bool)
+        base[shared] = 0.5 * (base[shared] + values)
+        self._add_version(base)
+        self.published.append(row.round or 0)
+
+    def _add_version(self, values: FloatVector) -> None:
+        self.files.append(wire.encode_version(SPACE.digest, values))
+
+    def _work(self) -> Row | None:
+        last = self.rows[-1] if self.rows else None
+        if last and last.state in OPEN and last.round_state in {None, R.COLLECTING}:
+            return last
+        done = len(self.published)
+        if done == self.rounds:
+            if last and last.kind == "evaluate":
+                return None
+            self.run_state = RunState.EVALUATING
+            self.rows.append(Row(known_id("evaluate"), "evaluate", done))
+            return self.rows[-1]
+        attempt = sum(r.round == done + 1 for r in self.rows) + 1
+        row = Row(known_id(f"{done + 1}.{attempt}"), "train", done, done + 1, attempt)
+        row.round_state = R.COLLECTING
+        self.rows.append(row)
+        return row
+
+    def _document(self, row: Row) -> protocol.Assignment:
+        version = self.mask and protocol.MaskInfo(version=self.mask[0], sha256=self.mask[1].digest)
+        return protocol.Assignment(
+            id=row.id,
+            kind=row.kind,
+            run=protocol.RunBrief(id=known_id("run"), name="run", settings=self.settings),
+            arm_id=known_id("arm"),
+            round=row.round,
+            attempt=row.attempt,
+            state=row.state,
+            space_digest=self.space_digest,
+            base=self._info(row.base),
+            origin=self._info(0),
+            mask=version,
+            deadline=NOW,
+        )
+
+    def _info(self, number: int) -> protocol.VersionInfo:
+        data = self.files[number]
+        return protocol.VersionInfo(
+            id=UUID(int=number),
+            model_id=known_id("model"),
+            arm_id=known_id("arm"),
+            number=number,
+            sha256=wire.file_digest(data),
+            size=len(data),
+            parent_id=None,
+            manifest_sha256=None,
+            code_version="test",
+            created_at=NOW,
+        )
+
+    def _row(self, text: str) -> Row:
+        return next(r for r in self.rows if str(r.id) == text)
+
+    def _fate(self, row: Row) -> str:
+        return self.fates.get((row.round or 0, row.attempt), "publish")
+
+
+def answer(status: int, document: BaseModel) -> httpx.Response:
+    return httpx.Response(status, json=document.model_dump(mode="json"))
+
+
+def problem(status: int, code: str, **headers: str) -> httpx.Response:
+    document: dict[str, Any] = {"type": f"urn:{code}", "title": code, "status": status}
+    document |= {"detail": f"refused: {code}", "code": code, "request_id": "req-1"}
+    return httpx.Response(
+        status,
+        content=json.dumps(document),
+        headers={"content-type": "application/problem+json", **headers},
+    )
+
+
+def refusal(code: str) -> httpx.Response:
+    return httpx.Response(403, text=f"<Error><Code>{code}</Code><Key>secret</Key></Error>")

@@ -1,0 +1,450 @@
+"""The agent against an in-memory coordinator: whole runs, refusals, its folder."""
+
+from __future__ import annotations
+
+import json
+import stat
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+from uuid import UUID
+
+import httpx
+import numpy as np
+import pytest
+
+from fedselect import wire
+from fedselect.agent import enrol
+from fedselect.agent_state import AgentFolder, ArmRecord
+from fedselect.errors import FedSelectError, ServiceError, TrainingError
+from fedselect.lifecycle import AssignmentState
+from fedselect.masks import Mask
+from fedselect.personal import PersonalState, derive_seed
+from fedselect.space import Kind, ParameterSpace, Role
+
+from .fake_coordinator import KEY, SERVER, SPACE, TOKEN, Coordinator, TinyLearner, known_id, problem
+from .fake_site import NAME, Live, O, sites
+
+
+@pytest.fixture
+def live(monkeypatch: pytest.MonkeyPatch) -> Iterator[Live]:
+    with sites(monkeypatch) as make:
+        yield make
+
+
+# --- whole runs --------------------------------------------------------------------------------
+
+
+def test_a_run_from_enrolment_to_evaluation(live: Live) -> None:
+    life = live(rounds=3)
+    life.run()
+    assert life.outcomes() == [O.TRAINED, O.COMMITTED] * 3 + [O.EVALUATED, O.FINISHED]
+    assert life.other.published == [1, 2, 3]
+    record, state = life.record(), life.state()
+    assert record.tentative is None
+    assert record.participations == state.participations == 3
+    sizes = {UUID(int=n): len(data) for n, data in enumerate(life.other.files)}
+    assert record.bytes_received == sum(sizes.values())
+    assert record.bytes_sent == sum(s.size for s in life.other.signed.values())
+    report = life.other.evaluation
+    assert report is not None
+    assert (report.bytes_sent, report.bytes_received) == (record.bytes_sent, record.bytes_received)
+    assert report.participations == 3
+    assert report.personal_share == state.merge_mask.share(SPACE)
+    assert report.scores["post"].loss == pytest.approx(float(np.abs(state.theta).sum()))
+    assert all(2 <= s.wait <= 6 for s in life.steps if s.outcome is O.WAITING)
+
+
+def test_only_the_files_in_use_stay_and_only_their_owner_reads_them(
+    live: Live,
+) -> None:
+    life = live(rounds=3)
+    life.run()
+    arm = f"arms/{known_id('arm')}"
+    digests = {f"versions/{wire.file_digest(life.other.files[n])}" for n in (0, 3)}
+    assert set(life.files()) == digests | {
+        "lock",
+        "credentials.json",
+        "checkpoint.txt",
+        f"{arm}/arm.json",
+        f"{arm}/{known_id('3.1')}.safetensors",
+    }
+    modes = {stat.S_IMODE(p.stat().st_mode) for p in life.path.rglob("*")}
+    assert stat.S_IMODE(life.path.stat().st_mode) == 0o700
+    assert modes == {0o600, 0o700}
+    assert life.files()["checkpoint.txt"] == b"ledger\n3\n"
+
+
+def test_the_mask_travels_only_when_it_changed(live: Live) -> None:
+    life = live(rounds=3)
+    masks = []
+    grow = life.learner.participate
+
+    def rarely(state: PersonalState | None, *args: Any, **kwargs: Any) -> Any:
+        done = grow(state, *args, **kwargs)
+        if done.state.participations == 1:
+            return done
+        return type(done)(done.theta, done.mask, done.examples, _with_mask(done.state, done.mask))
+
+    life.learner.participate = rarely  # type: ignore[method-assign]
+    life.run()
+    for row in life.other.rows[:3]:
+        layout = wire.read_update_layout(life.other.objects[row.object])
+        masks.append(("mask" in layout.sections, layout.metadata["mask_version"]))
+    assert masks == [(True, "1"), (True, "2"), (False, "2")]
+
+
+def _with_mask(state: PersonalState, mask: Mask) -> PersonalState:
+    return PersonalState(
+        state.participations, state.theta, state.reference, mask, mask, state.buffers
+    )
+
+
+def test_training_gets_the_seed_of_the_protocol(live: Live) -> None:
+    life = live(rounds=1)
+    life.run()
+    settings = life.other.settings
+    start = wire.decode_version(life.other.files[0], space_digest=SPACE.digest, dim=SPACE.dim)
+    seed = derive_seed(settings, NAME, 1)
+    expected = TinyLearner().participate(None, start, settings=settings, seed=seed)
+    assert life.state().to_bytes(SPACE) == expected.state.to_bytes(SPACE)
+
+
+# --- tentative until published -----------------------------------------------------------------
+
+
+@pytest.mark.parametrize("fate", ["abandon", "fail", "cancel", "reject", "late", "expire"])
+def test_work_that_does_not_count_is_discarded_and_done_again(live: Live, fate: str) -> None:
+    plain = live(rounds=2)
+    plain.run()
+    life = live(rounds=2, fates={(2, 1): fate, (2, 2): fate})
+    life.run()
+    lost = [O.DISCARDED] if fate == "expire" else [O.TRAINED, O.DISCARDED]
+    assert life.outcomes() == [
+        *[O.TRAINED, O.COMMITTED],
+        *lost * 2,
+        *[O.TRAINED, O.COMMITTED, O.EVALUATED, O.FINISHED],
+    ]
+    # The same round repeats the same training from the same committed state.
+    assert life.state().to_bytes(SPACE) == plain.state().to_bytes(SPACE)
+    assert life.other.files == plain.other.files
+    assert life.record().participations == 2
+    sent = 0 if fate == "expire" else 2
+    assert len(life.other.sent) == 2 + sent
+    more = life.record().bytes_sent - plain.record().bytes_sent
+    assert (more > 0) == bool(sent)
+
+
+def test_a_discarded_step_says_why(live: Live) -> None:
+    life = live(rounds=1, fates={(1, 1): "reject"})
+    life.run()
+    (step,) = [s for s in life.steps if s.outcome is O.DISCARDED]
+    assert step.round == 1
+    assert step.detail == "the update is rejected, its round abandoned: values_not_finite"
+
+
+def test_nothing_moves_while_the_outcome_is_open(live: Live) -> None:
+    life = live(rounds=1)
+    life.other._progress = lambda: None  # type: ignore[method-assign]
+    life.run(steps=6)
+    assert life.outcomes() == [O.TRAINED]
+    assert life.record().committed is None
+    assert life.record().tentative is not None
+    assert life.learner.trained == 1
+
+
+def test_work_nobody_knows_of_is_discarded_but_not_for_a_wrong_address(
+    live: Live,
+) -> None:
+    life = live(rounds=1)
+    life.run(steps=1)
+    reply = problem(404, "route_unknown")
+    life.other.__class__ = type("Elsewhere", (Coordinator,), {"__call__": lambda *_: reply})
+    life.run(steps=2)
+    assert life.record().tentative is not None
+    life.other.__class__ = Coordinator
+    life.other.rows.clear()
+    life.run(steps=1)
+    assert life.steps[-1].outcome is O.DISCARDED
+
+
+# --- what a client cannot do ---------------------------------------------------------------------
+
+
+def test_another_model_is_declined_with_a_reason(live: Live) -> None:
+    life = live(rounds=1, space_digest="f" * 64)
+    life.run(steps=3)
+    assert life.outcomes() == [O.DECLINED] * 3
+    assert life.other.rows[0].state is AssignmentState.DECLINED
+    assert "this task's model has parameter space" in (life.other.rows[0].reason or "")
+    assert life.learner.trained == 0
+    assert not any("staging" in str(r.url) for r in life.other.seen)
+
+
+def test_failed_training_is_declined_and_costs_nothing(live: Live) -> None:
+    life = live(rounds=2)
+    life.run(steps=3)
+    before = life.record()
+    assert before.committed is not None
+
+    def fail() -> None:
+        if len(life.other.rows) == 2:
+            raise TrainingError("loss is nan in step 3")
+
+    life.learner.fault = fail
+    life.run(steps=1)
+    assert life.outcomes()[-1] is O.DECLINED
+    assert life.other.rows[-1].reason == "loss is nan in step 3"
+    assert life.record().committed == before.committed
+    life.run()
+    assert life.outcomes()[-4:] == [O.TRAINED, O.COMMITTED, O.EVALUATED, O.FINISHED]
+    assert life.record().participations == 2
+
+
+def test_shared_values_that_are_not_finite_never_leave(live: Live) -> None:
+    life = live(rounds=1)
+    honest = life.learner.participate
+
+    def poisoned(*args: Any, **kwargs: Any) -> Any:
+        done = honest(*args, **kwargs)
+        done.theta[0] = np.nan
+        return done
+
+    life.learner.participate = poisoned  # type: ignore[method-assign]
+    life.run(steps=1)
+    assert life.outcomes() == [O.DECLINED]
+    assert not life.other.signed
+    assert life.record() == ArmRecord(
+        bytes_received=len(life.other.files[0]), received=(wire.file_digest(life.other.files[0]),)
+    )
+
+
+def test_an_evaluation_without_numbers_is_declined(live: Live) -> None:
+    life = live(rounds=1)
+    score = life.learner.evaluate
+
+    def diverged(*args: Any, **kwargs: Any) -> Any:
+        scores = score(*args, **kwargs)
+        return scores | {"pre": type(scores["pre"])(1, 10, float("nan"))}
+
+    life.learner.evaluate = diverged  # type: ignore[method-assign]
+    life.run()
+    assert life.outcomes() == [O.TRAINED, O.COMMITTED, O.DECLINED, O.FINISHED]
+    assert "scores.pre.loss" in (life.other.rows[-1].reason or "")
+
+
+def test_a_client_that_never_took_part_evaluates_from_the_start(live: Live) -> None:
+    life = live(rounds=0)
+    life.run()
+    assert life.outcomes() == [O.EVALUATED, O.FINISHED]
+    report = life.other.evaluation
+    assert report is not None
+    assert (report.participations, report.bytes_sent) == (0, 0)
+    assert report.personal_share == Mask.initial(SPACE).share(SPACE)
+
+
+def test_a_refused_announcement_gives_the_assignment_back(live: Live) -> None:
+    life = live(rounds=1)
+    life.other._reserve = lambda row, request: problem(413, "body_too_large")  # type: ignore[method-assign]
+    life.run(steps=2)
+    assert life.outcomes() == [O.DECLINED, O.DISCARDED]
+
+
+# --- the service refuses, or is away -------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("status", "code"), [(401, "key_revoked"), (403, "scope_missing")])
+def test_a_key_that_counts_no_more_ends_the_agent(live: Live, status: int, code: str) -> None:
+    life = live(rounds=1)
+    life.run(steps=1)
+    life.other._check_in = lambda body: problem(status, code)  # type: ignore[method-assign]
+    with pytest.raises(ServiceError, match=code) as caught:
+        life.run()
+    assert KEY not in str(caught.value)
+    assert life.record().tentative is not None
+
+
+@pytest.mark.parametrize(
+    "reply",
+    [
+        problem(403, "client_suspended"),
+        problem(503, "unavailable"),
+        problem(409, "conflict"),
+        httpx.Response(403, text="proxy"),
+        httpx.Response(502),
+    ],
+)
+def test_anything_else_is_waited_out_with_growing_patience(
+    live: Live, reply: httpx.Response
+) -> None:
+    life = live(rounds=1)
+    life.other._check_in = lambda body: httpx.Response(  # type: ignore[method-assign]
+        reply.status_code, content=reply.content
+    )
+    life.run(steps=10)
+    assert {s.outcome for s in life.steps} == {O.WAITING}
+    waits = [s.wait for s in life.steps]
+    assert all(2.5 * 2**n <= waits[n] <= 5 * 2**n for n in range(5))
+    assert max(waits) <= 300
+    assert all(s.detail for s in life.steps)
+
+
+def test_patience_is_fresh_after_a_success(live: Live) -> None:
+    life = live(rounds=1)
+    calls = 0
+
+    def cut(where: str) -> None:
+        nonlocal calls
+        calls += where == "before POST /v1/check-ins"
+        if where == "before POST /v1/check-ins" and calls % 12 < 10:
+            raise httpx.ConnectError("away")
+
+    life.cut = cut
+    life.run(steps=12)
+    away = [s.wait for s in life.steps if "away" in s.detail]
+    assert len(away) > 4
+    assert max(away) <= 10
+
+
+def test_a_lying_object_store_is_not_believed(live: Live) -> None:
+    life = live(rounds=1)
+    info = life.other._info
+    life.other._info = lambda n: info(n).model_copy(  # type: ignore[method-assign]
+        update={"sha256": "0" * 64}
+    )
+    life.run(steps=2)
+    assert {s.outcome for s in life.steps} == {O.WAITING}
+    assert "another file" in life.steps[0].detail
+    assert life.record() == ArmRecord()
+
+
+def test_an_expired_upload_address_is_asked_for_again(live: Live) -> None:
+    life = live(rounds=1)
+    store = life.other._store
+    refused = []
+
+    def expired(request: httpx.Request) -> httpx.Response:
+        if request.method == "PUT" and not refused:
+            refused.append(request)
+            return httpx.Response(403, text="<Code>AccessDenied</Code>")
+        return store(request)
+
+    life.other._store = expired  # type: ignore[method-assign]
+    life.run()
+    assert life.outcomes() == [O.TRAINED, O.COMMITTED, O.EVALUATED, O.FINISHED]
+    assert "AccessDenied" in next(s.detail for s in life.steps if s.outcome is O.WAITING)
+    assert life.learner.trained == 1
+    assert len(life.other.signed) == 2
+    assert {len(digests) for digests in life.other.sent.values()} == {1}
+
+
+def test_an_upload_that_cannot_be_completed_is_sent_again_and_counted_once(
+    live: Live,
+) -> None:
+    life = live(rounds=1)
+    complete = life.other._complete
+    refused = []
+
+    def lost(row: Any) -> httpx.Response:
+        if not refused:
+            refused.append(row)
+            return problem(404, "not_found")
+        return complete(row)
+
+    life.other._complete = lost  # type: ignore[method-assign]
+    life.run()
+    assert life.outcomes() == [O.TRAINED, O.COMMITTED, O.EVALUATED, O.FINISHED]
+    assert len(life.other.signed) == 2
+    assert life.record().bytes_sent == next(iter(life.other.signed.values())).size
+
+
+# --- the folder --------------------------------------------------------------------------------
+
+
+def test_two_agents_cannot_share_a_folder(tmp_path: Path) -> None:
+    first = AgentFolder(tmp_path / "site")
+    with pytest.raises(FedSelectError) as caught:
+        AgentFolder(tmp_path / "site")
+    assert caught.value.code == "state_locked"
+    first.close()
+    AgentFolder(tmp_path / "site").close()
+
+
+def test_a_folder_belongs_to_one_client(live: Live) -> None:
+    life = live(rounds=1)
+    life.run(steps=1)
+    folder = AgentFolder(life.path)
+    with pytest.raises(FedSelectError, match="belongs to client 'ward-7'"):
+        enrol(life.client(), folder, token=TOKEN, name="ward-8")
+
+
+@pytest.mark.parametrize(("name", "token"), [("ward 7", TOKEN), (NAME, TOKEN * 50)])
+def test_an_impossible_registration_is_refused_before_anything_is_written(
+    live: Live, name: str, token: str
+) -> None:
+    life = live()
+    with pytest.raises(FedSelectError) as caught:
+        enrol(life.client(), AgentFolder(life.path), token=token, name=name)
+    assert caught.value.code == "request_invalid"
+    assert TOKEN not in str(caught.value)
+    assert caught.value.__context__ is None
+    assert set(life.files()) == {"lock"}
+
+
+def test_another_token_is_another_registration(live: Live) -> None:
+    folder = AgentFolder(live().path)
+    first = folder.registering(SERVER, name=NAME, token="one")
+    assert folder.registering(SERVER, name=NAME, token="one") == first
+    second = folder.registering(SERVER, name=NAME, token="two")
+    assert second.idempotency_key != first.idempotency_key
+    assert b"two" not in (folder.path / "registration.json").read_bytes()
+
+
+@pytest.mark.parametrize("name", ["arm.json", "state"])
+def test_damaged_files_stop_the_agent_and_are_not_overwritten(live: Live, name: str) -> None:
+    life = live(rounds=2)
+    life.run(steps=3)
+    record = life.record()
+    assert record.committed is not None
+    file = record.committed.state.name if name == "state" else name
+    path = life.arm / file
+    path.write_bytes(path.read_bytes()[:-1])
+    before = life.files()
+    with pytest.raises(FedSelectError) as caught:
+        life.run()
+    assert caught.value.code == "state_corrupt"
+    after = {n: d for n, d in life.files().items() if file in n}
+    assert after == {n: d for n, d in before.items() if file in n}
+
+
+def test_a_damaged_version_is_fetched_again(live: Live) -> None:
+    life = live(rounds=2)
+    life.run(steps=1)
+    (path,) = (life.path / "versions").iterdir()
+    path.write_bytes(b"")
+    life.run()
+    assert life.outcomes()[-1] is O.FINISHED
+    assert life.record().participations == 2
+
+
+def test_a_changed_model_does_not_take_up_the_old_state(live: Live) -> None:
+    life = live(rounds=2)
+    life.run(steps=3)
+    slots = [(s.name, s.shape, s.kind, s.role) for s in SPACE.slots]
+    life.learner.space = ParameterSpace.of([*slots, ("new", (1,), Kind.BIAS, Role.SHARED)])
+    before = life.record().committed
+    life.run(steps=3)
+    assert life.outcomes()[-1] is O.DECLINED
+    assert life.record().committed == before
+
+
+def test_the_credentials_hide_their_key(live: Live) -> None:
+    life = live()
+    known = enrol(life.client(), AgentFolder(life.path), token=TOKEN, name=NAME)
+    assert known.key == KEY
+    assert KEY not in repr(known)
+    (life.path / "credentials.json").write_text(json.dumps({"key": KEY}))
+    with pytest.raises(FedSelectError) as caught:
+        AgentFolder(life.path).credentials()
+    assert KEY not in str(caught.value)
+    assert caught.value.__context__ is None

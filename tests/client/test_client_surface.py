@@ -1,0 +1,146 @@
+"""Every call of the SDK reaches its place, and its secrets reach none."""
+
+from __future__ import annotations
+
+import inspect
+import json
+import logging
+import traceback
+from uuid import UUID
+
+import httpx
+import pytest
+
+from fedselect import protocol
+from fedselect.client import AsyncClient, Client, announce
+from fedselect.errors import ServiceError
+from fedselect.operations import Operations
+
+from .fake_coordinator import KEY, NOW, SERVER, TOKEN, problem
+from .fake_talk import script, talk
+
+ID = UUID(int=7)
+
+# --- the whole surface -------------------------------------------------------------------------
+
+CALLS = {
+    "register": ("POST", "/v1/clients"),
+    "check_in": ("POST", "/v1/check-ins"),
+    "version": ("GET", "/v1/versions/{id}"),
+    "download": ("GET", "/v1/versions/{id}/download"),
+    "reserve_update": ("POST", "/v1/assignments/{id}/uploads"),
+    "complete": ("POST", "/v1/uploads/{id}/complete"),
+    "upload": ("GET", "/v1/uploads/{id}"),
+    "evaluate": ("POST", "/v1/assignments/{id}/evaluations"),
+    "decline": ("POST", "/v1/assignments/{id}/decline"),
+    "create_enrolments": ("POST", "/v1/enrolments"),
+    "clients": ("GET", "/v1/clients"),
+    "client": ("GET", "/v1/clients/{id}"),
+    "suspend_client": ("POST", "/v1/clients/{id}/suspend"),
+    "activate_client": ("POST", "/v1/clients/{id}/activate"),
+    "revoke_client": ("POST", "/v1/clients/{id}/revoke"),
+    "create_model": ("POST", "/v1/models"),
+    "models": ("GET", "/v1/models"),
+    "model": ("GET", "/v1/models/{id}"),
+    "send_weights": ("POST", "/v1/models/{id}/uploads"),
+    "create_run": ("POST", "/v1/runs"),
+    "runs": ("GET", "/v1/runs"),
+    "run": ("GET", "/v1/runs/{id}"),
+    "start_run": ("POST", "/v1/runs/{id}/start"),
+    "pause_run": ("POST", "/v1/runs/{id}/pause"),
+    "resume_run": ("POST", "/v1/runs/{id}/resume"),
+    "stop_run": ("POST", "/v1/runs/{id}/stop"),
+    "rounds": ("GET", "/v1/runs/{id}/rounds"),
+    "versions": ("GET", "/v1/runs/{id}/versions"),
+    "evaluations": ("GET", "/v1/runs/{id}/evaluations"),
+    "round": ("GET", "/v1/rounds/{id}"),
+    "cancel_round": ("POST", "/v1/rounds/{id}/cancel"),
+    "manifest": ("GET", "/v1/rounds/{id}/manifest"),
+    "jobs": ("GET", "/v1/jobs"),
+    "ledger_entries": ("GET", "/v1/ledger/entries"),
+    "checkpoint": ("GET", "/v1/ledger/checkpoint"),
+}
+BODIES = {
+    "registration": protocol.Registration(token=TOKEN, name="ward-7"),
+    "announced": announce(b"x"),
+    "report": protocol.EvaluationReport(
+        scores={}, participations=0, personal_share=0, bytes_sent=0, bytes_received=0
+    ),
+    "model": protocol.ModelCreate(name="m", space={}),
+    "run": protocol.RunCreate(name="r", model_id=ID),
+    "data": b"x",
+}
+
+
+def test_every_public_call_is_listed_above() -> None:
+    public = {name for name in vars(Operations) if not name.startswith("_")}
+    assert public == set(CALLS) | {"put_file", "fetch"}
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_each_call_reaches_its_path_with_the_key(name: str) -> None:
+    names = list(inspect.signature(getattr(Client, name).__wrapped__).parameters.values())[1:]
+    given = [BODIES.get(p.name, ID) for p in names if p.default is p.empty]
+    found = talk(script(problem(409, "stop")), name, *given)
+    method, path = CALLS[name]
+    assert found.requests[0][0] == method
+    assert found.requests[0][1].partition("?")[0] == SERVER + path.format(id=ID)
+    assert found.requests[0][2]["authorization"] == f"Bearer {KEY}"
+    assert ("idempotency-key" in found.requests[0][2]) == (method == "POST")
+    assert inspect.getdoc(getattr(Client, name))
+
+
+# --- secrets -----------------------------------------------------------------------------------
+
+
+def test_the_key_is_in_no_repr_exception_or_log(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.DEBUG)
+    echo = httpx.Response(400, json=json.loads(problem(400, "echo").content) | {"detail": KEY})
+    steps = [
+        script(echo),
+        script(httpx.Response(403, text=KEY)),
+        script(httpx.Response(200, json={"key": KEY, "client": KEY})),
+        script(httpx.LocalProtocolError(f"Illegal header value b'Bearer {KEY}'")),
+        script(httpx.ConnectError("refused")),
+    ]
+    registration = protocol.Registration(token=TOKEN, name="ward-7")
+    for make in steps:
+        error = talk(make, "register", registration).result
+        assert isinstance(error, ServiceError)
+        assert error.__cause__ is None
+        assert error.__context__ is None
+        shown = "".join(traceback.format_exception(error)) + repr(error)
+        assert KEY not in shown
+        assert TOKEN not in shown
+    assert KEY not in caplog.text
+    for client in (Client(SERVER, key=KEY), AsyncClient(SERVER, key=KEY)):
+        assert repr(client) == f"{type(client).__name__}('{SERVER}')"
+    info = protocol.ClientInfo(id=ID, name="a", state="active", tags=[], created_at=NOW)
+    assert KEY not in repr(protocol.Registered(client=info, key=KEY))
+    assert TOKEN not in repr(registration)
+
+
+@pytest.mark.parametrize("key", [f"{KEY}\n", f"{KEY} ", f"{KEY}é", f"a\r\nX-Evil: {KEY}"])
+def test_a_key_that_would_break_the_header_is_refused_unseen(key: str) -> None:
+    with pytest.raises(ServiceError) as caught:
+        Client(SERVER, key=key)
+    assert caught.value.code == "key_invalid"
+    assert KEY not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "server",
+    [
+        "coordinator",
+        "ftp://host",
+        "https://",
+        "https://user:pw@host",
+        "http://a\tb",
+        "http://h?a=1",
+    ],
+)
+def test_an_impossible_address_is_refused(server: str) -> None:
+    with pytest.raises(ServiceError) as caught:
+        Client(server)
+    assert caught.value.code == "server_invalid"
+    assert "pw" not in str(caught.value)

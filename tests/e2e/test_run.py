@@ -1,0 +1,151 @@
+"""A whole run on real processes: coordinator, Celery worker, scheduler and agents.
+
+One agent is killed with ``kill -9`` in the middle and started again. That the service then still
+publishes the very versions that the simulation computes shows that nothing was lost or counted
+twice, that the agent kept its personal parameters, and that both run the same rules.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+import pytest
+
+from app.cli import prepare
+from app.localstack import LocalStack
+from fedselect.agent_state import AgentFolder
+from fedselect.client import Client
+from fedselect.tasks import example_clients, load_task
+
+pytestmark = pytest.mark.e2e
+ROUNDS, SITES = 8, 3
+
+
+@pytest.fixture(scope="module")
+def demo_module() -> ModuleType:
+    path = Path(__file__).parents[2] / "examples" / "demo.py"
+    spec = importlib.util.spec_from_file_location("demo", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["demo"] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="module")
+def product(
+    environment: dict[str, str], tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[LocalStack]:
+    """Coordinator, worker and scheduler as processes, on the servers of the test run."""
+    root = tmp_path_factory.mktemp("product")
+    servers = {name: value for name, value in environment.items() if name != "PUBLIC_URL"}
+    stack = LocalStack(root, given=servers)
+    try:
+        stack.up(prepare=lambda ready: prepare(root, ready))
+        yield stack
+    finally:
+        stack.down()
+
+
+@pytest.fixture(scope="module")
+def demo(demo_module: ModuleType, product: LocalStack) -> Iterator[object]:
+    environment = product.environment()
+    project, key = demo_module.new_project(environment)
+    sites = dict(list(example_clients("digits").items())[:SITES])
+    url = environment["PUBLIC_URL"]
+    with Client(url, key=key) as admin:
+        settings = demo_module.demo_settings(ROUNDS, SITES)
+        yield demo_module.Demo("digits", sites, settings, product.root, url, admin, project)
+
+
+@pytest.fixture(scope="module")
+def finished(demo_module: ModuleType, demo):
+    """A finished run in which one agent died twice and came back."""
+    run = demo_module.register_model(demo)
+    tokens = demo.admin.create_enrolments(SITES).tokens
+    with demo_module.agents(demo) as processes:
+        demo.admin.start_run(run.id)
+        victim = next(iter(processes))
+        for published in (2, ROUNDS // 2 + 1):
+            _wait_until(demo, run.id, published)
+            processes[victim].kill()
+            assert processes[victim].wait(30) == -9
+            processes[victim] = demo_module.start_agent(demo, victim, tokens.pop())
+        return demo_module.follow(demo, run, processes)
+
+
+def _wait_until(demo, run_id, published: int) -> None:
+    for _ in range(3000):
+        if demo.admin.run(run_id).published >= published:
+            return
+        sys.modules["demo"].bell.wait(0.1)
+    pytest.fail(f"version {published} was not published within five minutes")
+
+
+def test_the_run_is_complete_in_spite_of_the_kills(demo, finished):
+    assert finished.state.value == "finished"
+    assert finished.published == ROUNDS
+    rounds = list(demo.admin.rounds(finished.id))
+    assert [(r.number, r.attempt) for r in rounds] == [(n, 1) for n in range(1, ROUNDS + 1)]
+    evaluations = {e.client_name: e for e in demo.admin.evaluations(finished.id)}
+    assert set(evaluations) == set(demo.sites)
+    assert {e.participations for e in evaluations.values()} == {ROUNDS}
+
+
+def test_every_version_is_recomputed_from_its_manifest(demo_module, demo, finished):
+    assert demo_module.check_versions(demo, finished) == ROUNDS
+
+
+def test_the_ledger_verifies(demo_module, demo, finished):
+    assert demo_module.check_ledger(demo, finished) > ROUNDS
+
+
+def test_the_simulation_agrees_bit_for_bit(demo, finished):
+    import torch
+
+    from fedselect.simulate import simulate
+
+    torch.set_num_threads(1)
+    accepted = {}
+    for found in demo.admin.rounds(finished.id):
+        manifest = demo.admin.manifest(found.id).manifest
+        accepted[found.number] = [update.client for update in manifest.updates]
+    tasks = {name: load_task(spec, **own) for name, (spec, own) in demo.sites.items()}
+    result = simulate(tasks, demo.settings, order=lambda number, _: accepted[number])
+    versions = [v.sha256 for v in demo.admin.versions(finished.id)]
+    assert versions == result.versions
+    for name, state in result.states.items():
+        folder = AgentFolder(demo.root / "agents" / demo.project / name)
+        try:
+            kept = folder.arm(finished.arm_id).committed(result.space)
+        finally:
+            folder.close()
+        assert kept is not None
+        assert kept.participations == ROUNDS
+        assert kept.mask == state.mask
+        np.testing.assert_array_equal(kept.theta, state.theta)
+    scores = {e.client_name: e.scores["post"] for e in demo.admin.evaluations(finished.id)}
+    assert {n: s.correct for n, s in scores.items()} == {
+        n: s["post"].correct for n, s in result.scores.items()
+    }
+
+
+def test_masks_grew_and_the_last_updates_carried_less(demo, finished):
+    shares = [e.personal_share for e in demo.admin.evaluations(finished.id)]
+    assert all(0.05 < share <= 0.3 for share in shares)
+
+
+def test_no_log_holds_a_key_or_a_signature(demo, product, finished):
+    secrets = [demo.admin._key] if hasattr(demo.admin, "_key") else []
+    secrets += [p.read_text() for p in product.root.glob("*.key")]
+    secrets += ["X-Amz-Signature=", product.environment()["S3_SECRET_KEY"]]
+    for log in (product.root / "logs").iterdir():
+        text = log.read_text(errors="replace")
+        assert not [s for s in secrets if s and s in text], log.name
+        assert "Traceback" not in text, log.name

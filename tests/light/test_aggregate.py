@@ -1,0 +1,222 @@
+"""Aggregation: the streaming form equals the reference bit for bit; both keep their promises."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from fedselect.aggregate import (
+    GROUP,
+    Accumulator,
+    Contribution,
+    aggregate,
+    reference,
+    value_range,
+)
+from fedselect.errors import MaskError
+from fedselect.masks import BLOCK, Mask
+
+FAST = settings(max_examples=150, deadline=None, derandomize=True)
+SLOW = settings(max_examples=12, deadline=None, derandomize=True)
+WEIGHTS = st.one_of(st.just(1.0), st.integers(1, 10**6).map(float), st.floats(0.01, 100))
+
+
+def part_of(rng: np.random.Generator, dim: int, weight: float) -> Contribution:
+    """A random client whose numbers span many magnitudes, so that order and rounding show."""
+    mask = Mask.from_bool(rng.random(dim) < rng.choice([0.0, 0.3, 0.9, 1.0]))
+    values = rng.standard_normal(mask.shared) * 10.0 ** rng.integers(-20, 20, mask.shared)
+    values[rng.random(mask.shared) < 0.1] = -0.0
+    return Contribution(mask, values.astype(np.float32), weight)
+
+
+def round_of(seed: int, dim: int, weights: list[float]) -> tuple:
+    rng = np.random.default_rng(seed)
+    base = rng.standard_normal(dim).astype(np.float32)
+    base[rng.random(dim) < 0.1] = -0.0
+    return base, [part_of(rng, dim, weight) for weight in weights]
+
+
+def streamed(base, parts, k: int, *, shard: int) -> np.ndarray:
+    """The accumulator over any byte-aligned ranges, not only over whole blocks."""
+    out = np.empty_like(base)
+    for start in range(0, base.size, shard):
+        stop = min(start + shard, base.size)
+        accumulator = Accumulator(stop - start)
+        for part in parts:
+            shared = ~part.mask.to_bool()
+            first, last = int(shared[:start].sum()), int(shared[:stop].sum())
+            packed = np.packbits(~shared[start:stop], bitorder="little")
+            accumulator.add(packed, part.values[first:last], part.weight)
+        out[start:stop] = accumulator.finish(base[start:stop], k)
+    return out
+
+
+def same_bits(a: np.ndarray, b: np.ndarray) -> bool:
+    return a.dtype == b.dtype == np.float32 and a.tobytes() == b.tobytes()
+
+
+@FAST
+@given(
+    st.integers(0, 2**32),
+    st.integers(1, 70),
+    st.lists(WEIGHTS, max_size=20),
+    st.integers(1, 5),
+    st.sampled_from([8, 16, 64, 1000]),
+)
+def test_streaming_is_the_reference_bit_for_bit(seed, dim, weights, k, shard):
+    base, parts = round_of(seed, dim, weights)
+    expected = reference(base, parts, k)
+    assert same_bits(streamed(base, parts, k, shard=shard), expected)
+    assert same_bits(aggregate(base, parts, k), expected)
+
+
+@SLOW
+@given(
+    st.integers(0, 2**32),
+    st.integers(BLOCK - 3, 3 * BLOCK + 3),
+    st.lists(WEIGHTS, max_size=20),
+    st.integers(1, 3),
+)
+def test_no_shard_size_changes_a_bit(seed, dim, weights, k):
+    base, parts = round_of(seed, dim, weights)
+    expected = reference(base, parts, k)
+    for shard in (BLOCK, 2 * BLOCK, 16 * BLOCK):
+        assert same_bits(aggregate(base, parts, k, shard=shard), expected)
+
+
+def naive(base, parts, k: int) -> list[float]:
+    """Exact arithmetic on Python floats, one element at a time."""
+    out = []
+    for j, kept in enumerate(base):
+        terms = []
+        for part in parts:
+            shared = ~part.mask.to_bool()
+            if shared[j]:
+                terms.append((part.weight, float(part.values[int(shared[:j].sum())])))
+        if len(terms) < k:
+            out.append(float(kept))
+        else:
+            out.append(math.fsum(w * x for w, x in terms) / math.fsum(w for w, _ in terms))
+    return out
+
+
+@FAST
+@given(st.integers(0, 2**32), st.integers(1, 12), st.lists(WEIGHTS, max_size=12), st.integers(1, 3))
+def test_the_reference_is_the_weighted_mean_of_the_sharers(seed, dim, weights, k):
+    base, parts = round_of(seed, dim, weights)
+    largest = max((float(np.abs(p.values).max(initial=0)) for p in parts), default=0.0)
+    found = reference(base, parts, k)
+    assert np.allclose(found, naive(base, parts, k), rtol=1e-6, atol=largest * 1e-12 + 1e-45)
+
+
+def shared_by_all(dim: int, *rows: list[float]) -> list[Contribution]:
+    return [Contribution(Mask.empty(dim), np.array(row, dtype=np.float32)) for row in rows]
+
+
+def test_what_nobody_shares_is_kept_to_the_bit():
+    base = np.array([-0.0, 1e-45, 3.4028234663852886e38, 0.1], dtype=np.float32)
+    hidden = Contribution(Mask.full(4), np.empty(0, dtype=np.float32))
+    for parts in ([], [hidden], [hidden] * 20):
+        assert same_bits(reference(base, parts, 1), base)
+        assert same_bits(aggregate(base, parts, 1), base)
+
+
+@pytest.mark.parametrize("k", [1, 2, 3, 4])
+def test_fewer_than_k_sharers_freeze_an_element(k):
+    base = np.zeros(4, dtype=np.float32)
+    masks = [[0, 0, 0, 1], [1, 0, 0, 1], [1, 1, 0, 1]]  # sharers per element: 1, 2, 3, 0
+    parts = []
+    for bits in masks:
+        mask = Mask.from_bool(np.array(bits, dtype=np.bool_))
+        parts.append(Contribution(mask, np.full(mask.shared, 5, dtype=np.float32)))
+    moved = [5.0 if count >= k else 0.0 for count in (1, 2, 3, 0)]
+    assert reference(base, parts, k).tolist() == moved
+    assert aggregate(base, parts, k).tolist() == moved
+
+
+def test_negative_zero_is_summed_like_any_number():
+    base = np.ones(2, dtype=np.float32)
+    for count in (1, 8, 9):
+        parts = shared_by_all(2, *[[-0.0, 0.0]] * count)
+        found = reference(base, parts, 1)
+        assert same_bits(found, np.zeros(2, dtype=np.float32))
+        assert same_bits(aggregate(base, parts, 1), found)
+
+
+def test_weights_count():
+    base = np.zeros(1, dtype=np.float32)
+    parts = [
+        Contribution(Mask.empty(1), np.array([1], dtype=np.float32), 3.0),
+        Contribution(Mask.empty(1), np.array([5], dtype=np.float32), 1.0),
+    ]
+    assert reference(base, parts, 1).tolist() == [2.0] == aggregate(base, parts, 1).tolist()
+
+
+def test_the_canonical_tree_is_groups_of_eight_folded_from_the_left():
+    values = [2.0**53, *[1.0] * 8, -(2.0**53)]
+    # In one row every 1 is lost beside 2^53; the second group saves the one it starts with.
+    assert sum(values) == 0
+    tree = sum(values[:GROUP]) + sum(values[GROUP:])
+    assert (GROUP, tree) == (8, 1.0)
+    base, parts = np.zeros(1, dtype=np.float32), shared_by_all(1, *[[v] for v in values])
+    assert reference(base, parts, 1)[0] == np.float32(tree / len(values))
+    assert aggregate(base, parts, 1)[0] == np.float32(tree / len(values))
+
+
+@FAST
+@given(st.integers(0, 2**32), st.integers(2, 20))
+def test_the_result_depends_on_the_order_only_through_the_tree(seed, clients):
+    base, parts = round_of(seed, 24, [1.0] * clients)
+    order = np.random.default_rng(seed).permutation(clients)
+    shuffled = [parts[i] for i in order]
+    assert same_bits(aggregate(base, shuffled, 1), reference(base, shuffled, 1))
+    # Two updates whose numbers stand next to each other at the start of a group commute.
+    swapped = [parts[1], parts[0], *parts[2:]]
+    assert same_bits(aggregate(base, swapped, 1), aggregate(base, parts, 1))
+
+
+def test_group_boundaries_change_the_sum_and_both_forms_agree():
+    """Numbers chosen so that moving one update across a boundary gives another float."""
+    base = np.zeros(1, dtype=np.float32)
+    values = [2.0**53, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0, -(2.0**53)]
+    found = set()
+    for shift in range(3):
+        rows = [[0.0]] * shift + [[value] for value in values]
+        parts = shared_by_all(1, *rows)
+        result = float(reference(base, parts, 1)[0]) * len(rows)
+        assert same_bits(aggregate(base, parts, 1), reference(base, parts, 1))
+        found.add(round(result))
+    assert len(found) > 1
+
+
+def test_the_accumulator_refuses_values_that_do_not_fit_the_mask():
+    accumulator = Accumulator(16)
+    packed = np.array([0b1111_0000, 0xFF], dtype=np.uint8)
+    accumulator.add(packed, np.ones(4, dtype=np.float32))
+    for count in (0, 3, 5):
+        with pytest.raises(MaskError, match="4 shared elements"):
+            accumulator.add(packed, np.ones(count, dtype=np.float32))
+    base = np.zeros(16, dtype=np.float32)
+    assert accumulator.finish(base, 1).tolist() == [1.0] * 4 + [0.0] * 12
+
+
+def test_values_straight_from_a_file_are_read_only_and_fine():
+    values = np.frombuffer(np.ones(3, dtype="<f4").tobytes(), dtype="<f4")
+    packed = np.frombuffer(b"\xf8", dtype=np.uint8)
+    accumulator = Accumulator(8)
+    accumulator.add(packed, values)
+    assert accumulator.finish(np.zeros(8, dtype=np.float32), 1).tolist() == [1.0] * 3 + [0.0] * 5
+
+
+def test_value_range_finds_a_shard_in_the_compact_values():
+    personal = np.zeros(2 * BLOCK + 10, dtype=np.bool_)
+    personal[:5] = personal[BLOCK] = personal[-1] = True
+    rank = Mask.from_bool(personal).block_rank()
+    assert value_range(rank, 0, BLOCK) == (0, BLOCK - 5)
+    assert value_range(rank, BLOCK, 2 * BLOCK) == (BLOCK - 5, 2 * BLOCK - 6)
+    assert value_range(rank, 2 * BLOCK, 2 * BLOCK + 10) == (2 * BLOCK - 6, 2 * BLOCK + 3)
+    assert value_range(rank, 0, 2 * BLOCK + 10) == (0, 2 * BLOCK + 3)

@@ -1,0 +1,232 @@
+"""Policies and run settings: refused combinations, presets, the mask clock, the mask's bounds."""
+
+from __future__ import annotations
+
+import json
+from itertools import pairwise
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from pydantic import ValidationError
+
+from fedselect.errors import SettingsError, SpaceError
+from fedselect.masks import Mask
+from fedselect.policies import (
+    PRESETS,
+    Policy,
+    RoundPolicy,
+    RunSettings,
+    Training,
+    preset,
+    preset_run,
+)
+from fedselect.space import Kind, ParameterSpace, Role
+
+FAST = settings(max_examples=150, deadline=None, derandomize=True)
+MODELS = [Policy, RoundPolicy, RunSettings, Training]
+
+
+def minimal(model: type) -> dict:
+    return {"steps": 1} if model is Training else {}
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_an_unknown_setting_is_an_error(model):
+    assert model(**minimal(model))
+    with pytest.raises(ValidationError, match="Extra inputs are not permitted"):
+        model(**minimal(model), growht=0.1)
+
+
+def test_an_unknown_setting_inside_is_an_error_too():
+    with pytest.raises(ValidationError, match="Extra inputs"):
+        RunSettings.model_validate({"policy": {"grwoth": 0.1}})
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_settings_are_immutable(model):
+    made = model(**minimal(model))
+    with pytest.raises(ValidationError, match="frozen"):
+        setattr(made, next(iter(model.model_fields)), 1)
+
+
+@pytest.mark.parametrize(
+    ("model", "change"),
+    [
+        (Policy, {"personal": "some"}),
+        (Policy, {"score": "gradient"}),
+        (Policy, {"growth": -0.01}),
+        (Policy, {"growth": 1.01}),
+        (Policy, {"growth": float("nan")}),
+        (Policy, {"limit": 1.5}),
+        (Policy, {"limit_mode": "soft"}),
+        (Policy, {"interval": 0}),
+        (Policy, {"start_round": -1}),
+        (Policy, {"schedule": "both"}),
+        (Policy, {"name": "x" * 65}),
+        (Training, {"steps": 0}),
+        (Training, {"steps": None}),
+        (Training, {"steps": 5, "epochs": 1}),
+        (Training, {"steps": 1, "learning_rate": 0}),
+        (Training, {"steps": 1, "learning_rate": float("inf")}),
+        (Training, {"steps": 1, "batch_size": 0}),
+        (Training, {"steps": 1, "clip_norm": 0}),
+        (RoundPolicy, {"goal": 0}),
+        (RoundPolicy, {"over_selection": 0.9}),
+        (RoundPolicy, {"over_selection": float("nan")}),
+        (RoundPolicy, {"quorum": 0}),
+        (RoundPolicy, {"goal": 3, "quorum": 4}),
+        (RoundPolicy, {"goal": 3, "min_contributors": 4}),
+        (RoundPolicy, {"min_contributors": 0}),
+        (RoundPolicy, {"weighting": "loss"}),
+        (RoundPolicy, {"late": "accept"}),
+        (RoundPolicy, {"selection_deadline": 0}),
+        (RoundPolicy, {"report_deadline": float("inf")}),
+        (RoundPolicy, {"max_attempts": 0}),
+        (RunSettings, {"rounds": 0}),
+        (RunSettings, {"seed": -1}),
+        (RunSettings, {"seed": 2**63}),
+    ],
+)
+def test_values_out_of_bounds(model, change):
+    with pytest.raises(ValidationError):
+        model(**change)
+
+
+def test_settings_survive_json():
+    for name in PRESETS:
+        made = preset_run(name, rounds=60, seed=7)
+        assert RunSettings.model_validate(json.loads(made.model_dump_json())) == made
+
+
+# --- the mask clock ----------------------------------------------------------------------------
+
+
+@FAST
+@given(
+    st.builds(
+        Policy,
+        personal=st.sampled_from(["learned", "none", "all", "head"]),
+        growth=st.sampled_from([0, 0.05, 1]),
+        limit=st.sampled_from([0, 0.3, 1]),
+        interval=st.integers(1, 7),
+        start_round=st.integers(0, 12),
+    )
+)
+def test_the_first_use_follows_the_first_growth(policy):
+    due = [n for n in range(60) if policy.due(n)]
+    grows = policy.growth > 0 and policy.limit > 0
+    assert policy.first_use() == (due[0] + 1 if due and grows else None)
+    if policy.personal == "learned":
+        assert 0 not in due
+        assert {b - a for a, b in pairwise(due)} == {policy.interval}
+    else:
+        assert not due
+
+
+@FAST
+@given(st.integers(1, 12), st.integers(0, 12), st.integers(1, 30))
+def test_a_run_in_which_no_mask_is_used_is_refused(interval, start, rounds):
+    policy = Policy(interval=interval, start_round=start)
+    used = any(policy.due(n) for n in range(rounds - 1))
+    if used:
+        assert RunSettings(rounds=rounds, policy=policy)
+    else:
+        with pytest.raises(ValidationError, match="no mask would ever be used"):
+            RunSettings(rounds=rounds, policy=policy)
+
+
+@pytest.mark.parametrize("change", [{"growth": 0}, {"limit": 0}, {"personal": "none"}])
+def test_a_run_that_wants_no_mask_may_be_short(change):
+    assert RunSettings(rounds=1, policy=Policy(**change))
+
+
+# --- presets -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_presets_carry_their_name(name):
+    assert preset(name).name == name
+    assert preset_run(name, rounds=60).policy.name == name
+    assert preset(name, growth=0.5).growth == 0.5
+
+
+def test_what_the_presets_are():
+    assert {name: preset(name).personal for name in PRESETS} == {
+        "fedselect": "learned",
+        "fedselect-official": "learned",
+        "random": "learned",
+        "fedavg": "none",
+        "local": "all",
+        "fedper": "head",
+    }
+    assert preset("random").score == "random"
+    official = preset_run("fedselect-official", rounds=60)
+    assert official.round.min_contributors == 1
+    assert (official.training.epochs, official.training.steps) == (15, None)
+    assert official.policy.limit_mode == "official"
+    assert preset_run("fedselect", rounds=60).policy.start_round == 30
+
+
+def test_presets_differ_from_fedselect_in_what_they_are_named_for_only():
+    control = preset("random").model_dump() | {"name": "fedselect", "score": "delta"}
+    assert control == preset("fedselect").model_dump()
+
+
+def test_an_unknown_preset_lists_the_known_ones():
+    with pytest.raises(SettingsError, match="fedselect-official"):
+        preset("fedprox")
+    with pytest.raises(SettingsError):
+        preset_run("fedprox", rounds=60)
+
+
+def test_changes_win_over_the_preset():
+    made = preset_run("fedselect-official", rounds=60, training=Training(steps=3))
+    assert made.training.steps == 3
+    assert made.round.min_contributors == 1
+
+
+def test_a_goal_below_twice_k_warns():
+    assert RunSettings(round=RoundPolicy(goal=4)).warnings() == []
+    (warning,) = RunSettings(round=RoundPolicy(goal=3)).warnings()
+    assert "stay frozen" in warning
+
+
+# --- bounds ------------------------------------------------------------------------------------
+
+SPACE = ParameterSpace.of(
+    [
+        ("conv.weight", (4,), Kind.WEIGHT, Role.SELECTABLE),
+        ("conv.bias", (2,), Kind.BIAS, Role.SHARED),
+        ("bn.running_mean", (2,), Kind.BUFFER, Role.PERSONAL),
+        ("frozen.weight", (3,), Kind.WEIGHT, Role.FROZEN),
+        ("head.weight", (2,), Kind.WEIGHT, Role.SELECTABLE),
+        ("head.bias", (1,), Kind.BIAS, Role.SHARED),
+    ]
+)
+
+
+def where(mask: Mask) -> list[int]:
+    return np.flatnonzero(mask.to_bool()).tolist()
+
+
+@pytest.mark.parametrize(
+    ("personal", "lower", "upper"),
+    [
+        ("learned", [6, 7, 8, 9, 10], [0, 1, 2, 3, 6, 7, 8, 9, 10, 11, 12]),
+        ("none", [6, 7, 8, 9, 10], [6, 7, 8, 9, 10]),
+        ("all", list(range(14)), list(range(14))),
+        ("head", [6, 7, 8, 9, 10, 11, 12, 13], [6, 7, 8, 9, 10, 11, 12, 13]),
+    ],
+)
+def test_bounds(personal, lower, upper):
+    least, most = Policy(personal=personal).bounds(SPACE)
+    assert (where(least), where(most)) == (lower, upper)
+    assert Mask.initial(SPACE) <= least <= most
+
+
+def test_no_head_without_a_selectable_tensor():
+    space = ParameterSpace.of([("a.bias", (2,), Kind.BIAS, Role.SHARED)])
+    with pytest.raises(SpaceError, match="no selectable"):
+        Policy(personal="head").bounds(space)

@@ -1,0 +1,74 @@
+"""The coordinator under test: real database, real object store, a clock that a test may move."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+
+import pytest
+
+from app import wiring
+from app.cli import migrate
+from app.main import create_app
+from app.wiring import Coordinator
+
+from .factories import Project, TestClient, make_project
+
+
+class MovableClock:
+    """The wall clock plus what a test has added to it."""
+
+    def __init__(self) -> None:
+        self.offset = timedelta(0)
+
+    def __call__(self) -> datetime:
+        return datetime.now(UTC) + self.offset
+
+    def advance(self, seconds: float) -> None:
+        self.offset += timedelta(seconds=seconds)
+
+
+@pytest.fixture(scope="session")
+def session_clock() -> MovableClock:
+    return MovableClock()
+
+
+@pytest.fixture
+def clock(session_clock: MovableClock) -> Iterator[MovableClock]:
+    """The coordinator's clock; it goes right again after the test."""
+    yield session_clock
+    session_clock.offset = timedelta(0)
+
+
+@pytest.fixture(scope="session")
+def core(environment: dict[str, str], session_clock: MovableClock) -> Iterator[Coordinator]:
+    """All parts of the coordinator on a database that the migrations have made."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in environment.items():
+            patch.setenv(name, value)
+        migrate()
+        core = wiring.build(clock=session_clock)
+        yield core
+        core.close()
+
+
+@pytest.fixture(scope="session")
+def api(core: Coordinator) -> Iterator[TestClient]:
+    """The HTTP interface; a bug is an answer with status 500, as for everybody else."""
+    app = create_app(core.settings)
+    with TestClient(app, raise_server_exceptions=False) as client:
+        app.state.core.close()
+        app.state.core = core
+        yield client
+
+
+@pytest.fixture
+def project(core: Coordinator, api: TestClient) -> Project:
+    """A tenant of its own: what other tests leave behind cannot be seen from here."""
+    return make_project(core, api)
+
+
+@pytest.fixture
+def other(core: Coordinator, api: TestClient) -> Project:
+    """Another tenant."""
+    return make_project(core, api)

@@ -1,0 +1,309 @@
+"""Who may do what: every route, asked by everybody."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+from fastapi.routing import APIRoute
+
+from app.auth import ROLES, Scope
+
+from .factories import (
+    REPORT,
+    Caller,
+    Client,
+    Json,
+    Project,
+    TestClient,
+    announce,
+    contribute,
+    drain,
+    make_client,
+    make_clients,
+    make_model,
+    make_project,
+    make_run,
+    make_space,
+    make_token,
+    ok,
+    refused,
+)
+
+OWNER, AUDITOR, CLIENT = "owner", "auditor", "client"
+STAFF, EVERYBODY = {OWNER, AUDITOR}, {OWNER, AUDITOR, CLIENT}
+NOBODY_NEEDS_A_KEY: set[str] = set()
+
+# Who may call; a set of no roles means that no key is asked for.
+ALLOWED: dict[str, set[str]] = {
+    "POST /v1/clients": NOBODY_NEEDS_A_KEY,
+    "GET /health/live": NOBODY_NEEDS_A_KEY,
+    "GET /health/ready": NOBODY_NEEDS_A_KEY,
+    "POST /v1/check-ins": {CLIENT},
+    "POST /v1/assignments/{assignment_id}/uploads": {CLIENT},
+    "POST /v1/assignments/{assignment_id}/evaluations": {CLIENT},
+    "POST /v1/assignments/{assignment_id}/decline": {CLIENT},
+    "GET /v1/uploads/{upload_id}": {CLIENT, OWNER},
+    "POST /v1/uploads/{upload_id}/complete": {CLIENT, OWNER},
+    "GET /v1/versions/{version_id}": EVERYBODY,
+    "GET /v1/versions/{version_id}/download": EVERYBODY,
+    "POST /v1/enrolments": {OWNER},
+    "GET /v1/clients": STAFF,
+    "GET /v1/clients/{client_id}": STAFF,
+    "POST /v1/clients/{client_id}/{command}": {OWNER},
+    "POST /v1/models": {OWNER},
+    "GET /v1/models": STAFF,
+    "GET /v1/models/{model_id}": STAFF,
+    "POST /v1/models/{model_id}/uploads": {OWNER},
+    "POST /v1/runs": {OWNER},
+    "GET /v1/runs": STAFF,
+    "GET /v1/runs/{run_id}": STAFF,
+    "POST /v1/runs/{run_id}/{command}": {OWNER},
+    "GET /v1/runs/{run_id}/rounds": STAFF,
+    "GET /v1/runs/{run_id}/versions": STAFF,
+    "GET /v1/runs/{run_id}/evaluations": STAFF,
+    "GET /v1/rounds/{round_id}": STAFF,
+    "POST /v1/rounds/{round_id}/cancel": {OWNER},
+    "GET /v1/rounds/{round_id}/manifest": STAFF,
+    "GET /v1/jobs": STAFF,
+    "GET /v1/ledger/entries": STAFF,
+    "GET /v1/ledger/checkpoint": STAFF,
+}
+NOWHERE = "00000000-0000-4000-8000-000000000000"
+LISTS = ["clients", "models", "runs", "jobs"]
+
+
+def walk(routes: Iterable[Any]) -> Iterator[APIRoute]:
+    """The routes of an application, whether its routers are flattened or kept."""
+    for route in routes:
+        if isinstance(route, APIRoute):
+            yield route
+        elif hasattr(route, "original_router"):
+            yield from walk(route.original_router.routes)
+
+
+def names(route: APIRoute) -> list[str]:
+    return [f"{method} {route.path}" for method in sorted(route.methods)]
+
+
+def scopes(route: APIRoute) -> list[Scope | None]:
+    calls = [d.call for d in route.dependant.dependencies]
+    return [call.scope for call in calls if hasattr(call, "scope")]
+
+
+@dataclass
+class World:
+    """A project with something in every place, and everybody who may ask for it."""
+
+    project: Project
+    subjects: dict[str, str]
+    bodies: dict[str, Json]
+    callers: dict[str, Caller]
+    strangers: dict[str, Caller]
+
+    def ask(self, caller: Caller, name: str, **subjects: str) -> Any:
+        method, path = name.split(" ")
+        command = "suspend" if "clients" in path else "pause"
+        path = path.format(**{"command": command, **self.subjects, **subjects})
+        if method == "GET":
+            return caller.get(path)
+        return caller.post(path, self.bodies.get(name))
+
+
+def bodies_for(model_id: str, token: str) -> dict[str, Json]:
+    file = announce(b"x" * 600)
+    return {
+        "POST /v1/clients": {"token": token, "name": "somebody"},
+        "POST /v1/check-ins": {},
+        "POST /v1/assignments/{assignment_id}/uploads": file,
+        "POST /v1/assignments/{assignment_id}/evaluations": REPORT,
+        "POST /v1/assignments/{assignment_id}/decline": {},
+        "POST /v1/enrolments": {},
+        "POST /v1/models": {"name": "another", "space": make_space().to_json()},
+        "POST /v1/models/{model_id}/uploads": file,
+        "POST /v1/runs": {"name": "another", "model_id": model_id},
+    }
+
+
+@pytest.fixture(scope="module")
+def world(core: Any, api: TestClient) -> World:
+    project, elsewhere = make_project(core, api), make_project(core, api)
+    model = make_model(project)
+    run = make_run(project, model, rounds=2)
+    clients = make_clients(project, 2)
+    for number, client in enumerate(clients):
+        contribute(client, model, seed=number)
+    drain(project)
+    rounds = ok(project.owner.get(f"/v1/runs/{run['id']}/rounds"))["items"]
+    assignment = clients[0].assignment()
+    path = f"/v1/assignments/{assignment['id']}/uploads"
+    ticket = ok(clients[0].post(path, announce(b"x" * 600)), 201)
+    # A round whose cancellation disturbs nobody: that of a second run.
+    second = make_run(project, model)
+    spare = ok(project.owner.get(f"/v1/runs/{second['id']}/rounds"))["items"]
+    return World(
+        project,
+        {
+            "assignment_id": assignment["id"],
+            "upload_id": ticket["id"],
+            "version_id": rounds[0]["version_id"],
+            "client_id": make_client(project).id,
+            "model_id": model.id,
+            "run_id": run["id"],
+            "round_id": spare[0]["id"],
+        },
+        bodies_for(model.id, make_token(project)),
+        {OWNER: project.owner, AUDITOR: project.caller(AUDITOR), CLIENT: clients[0]},
+        {
+            OWNER: elsewhere.owner,
+            AUDITOR: elsewhere.caller(AUDITOR),
+            CLIENT: make_client(elsewhere),
+            "neighbour": clients[1],
+        },
+    )
+
+
+# --- the tables themselves ---------------------------------------------------------------------
+
+
+def test_every_route_is_in_the_table_and_says_who_may_call_it(api: TestClient) -> None:
+    found = {name: route for route in walk(api.app.routes) for name in names(route)}
+    assert set(found) == set(ALLOWED)
+    for name, route in found.items():
+        assert len(scopes(route)) == 1, f"{name} needs exactly one require(...) or public()"
+        (scope,) = scopes(route)
+        roles = {role for role, held in ROLES.items() if scope in held} if scope else set()
+        assert roles == ALLOWED[name], name
+
+
+def test_the_table_knows_every_operation_of_the_description(api: TestClient) -> None:
+    paths = api.get("/openapi.json").json()["paths"]
+    assert {f"{m.upper()} {p}" for p, item in paths.items() for m in item} == set(ALLOWED)
+
+
+def test_no_role_has_more_than_it_needs() -> None:
+    assert set(ROLES) == EVERYBODY
+    assert Scope.CLIENT_OWN not in ROLES[OWNER], "an administrator is nobody's agent"
+    assert {s for s in ROLES[AUDITOR] if "admin" in s.value} == set()
+    assert ROLES[CLIENT] == {Scope.CLIENT_OWN, Scope.VERSION_READ, Scope.UPLOAD}
+
+
+# --- every route, asked by everybody ---------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ALLOWED)
+def test_without_a_key(world: World, name: str) -> None:
+    answer = world.ask(Caller(world.project.api, None), name)
+    if ALLOWED[name]:
+        refused(answer, 401, "key_missing")
+    else:
+        assert answer.status_code in {200, 201}
+
+
+def test_without_a_key_nothing_is_said_about_the_question(world: World) -> None:
+    nobody = Caller(world.project.api, None)
+    refused(nobody.post("/v1/runs", {"nonsense": 1}), 401, "key_missing")
+    refused(nobody.get("/v1/runs/nonsense"), 401, "key_missing")
+    refused(world.callers[CLIENT].post("/v1/runs", {"nonsense": 1}), 403, "scope_missing")
+
+
+@pytest.mark.parametrize("name", [n for n, roles in ALLOWED.items() if roles])
+def test_roles_that_may_not(world: World, name: str) -> None:
+    for role in EVERYBODY - ALLOWED[name]:
+        refused(world.ask(world.callers[role], name), 403, "scope_missing")
+        refused(world.ask(world.strangers[role], name), 403, "scope_missing")
+
+
+@pytest.mark.parametrize("name", [n for n, roles in ALLOWED.items() if roles and "{" in n])
+def test_another_tenant_finds_nothing(world: World, name: str) -> None:
+    """Not even whether it exists: the answer is the one for an id that nobody has."""
+    for role in ALLOWED[name]:
+        found = refused(world.ask(world.strangers[role], name), 404, "not_found")
+        nowhere = dict.fromkeys(world.subjects, NOWHERE)
+        empty = refused(world.ask(world.strangers[role], name, **nowhere), 404, "not_found")
+        words = found["detail"]
+        for subject in world.subjects.values():
+            words = words.replace(subject, NOWHERE)
+        assert words == empty["detail"]
+
+
+def test_a_neighbour_finds_nothing_of_another_client(world: World) -> None:
+    neighbour = world.strangers["neighbour"]
+    for name in ALLOWED:
+        if "{assignment_id}" in name or "{upload_id}" in name:
+            refused(world.ask(neighbour, name), 404, "not_found")
+    body = {"pending": world.subjects["assignment_id"]}
+    refused(neighbour.post("/v1/check-ins", body), 404, "not_found")
+
+
+@pytest.mark.parametrize("what", LISTS)
+def test_lists_show_the_own_project_alone(world: World, what: str) -> None:
+    own = {row["id"] for row in ok(world.callers[OWNER].get(f"/v1/{what}"))["items"]}
+    assert own
+    for role in STAFF:
+        foreign = ok(world.strangers[role].get(f"/v1/{what}"))["items"]
+        assert not own & {row["id"] for row in foreign}
+
+
+@pytest.mark.parametrize("name", [n for n, roles in ALLOWED.items() if roles])
+def test_roles_that_may(world: World, name: str) -> None:
+    """Nobody who may is kept out; the state may still refuse what is asked."""
+    for role in sorted(ALLOWED[name]):
+        answer = world.ask(world.callers[role], name)
+        if name == "GET /v1/rounds/{round_id}/manifest":
+            refused(answer, 404, "manifest_missing")
+        elif name == "GET /v1/ledger/checkpoint":
+            assert answer.status_code in {200, 404}
+        else:
+            assert answer.status_code in {200, 201, 202, 409}, (role, answer.text)
+
+
+# --- what a key opens, and for how long ------------------------------------------------------
+
+
+def test_a_client_sees_its_own_work_only(project: Project) -> None:
+    model = make_model(project)
+    make_run(project, model)
+    clients = make_clients(project, 2)
+    found = [client.assignment() for client in clients]
+    assert len({a["id"] for a in found}) == 2
+    for client, assignment in zip(clients, found, strict=True):
+        assert client.assignment()["id"] == assignment["id"], "asked again, given again"
+
+
+def test_a_suspended_or_revoked_client_is_out_at_once(project: Project) -> None:
+    model = make_model(project)
+    make_run(project, model)
+    client: Client = make_client(project)
+    assignment = client.assignment()
+    asked = [
+        ("POST", "/v1/check-ins", {}),
+        ("POST", f"/v1/assignments/{assignment['id']}/uploads", announce(b"x" * 600)),
+        ("POST", f"/v1/assignments/{assignment['id']}/decline", {}),
+        ("GET", f"/v1/versions/{assignment['base']['id']}/download", None),
+    ]
+    for command, status, code in (
+        ("suspend", 403, "client_suspended"),
+        ("revoke", 401, "key_revoked"),
+    ):
+        ok(project.owner.post(f"/v1/clients/{client.id}/{command}"))
+        for method, path, body in asked:
+            answer = client.get(path) if method == "GET" else client.post(path, body)
+            refused(answer, status, code)
+
+
+def test_a_key_is_shown_once(project: Project) -> None:
+    client = make_client(project)
+    shown = ok(project.owner.get(f"/v1/clients/{client.id}"))
+    assert str(client.key) not in str(shown)
+    assert "key" not in shown
+    stored = project.sql("SELECT * FROM keys WHERE client_id = :c", c=client.id)
+    assert str(client.key).split("_")[2] not in str(stored)
+    assert str(client.key).split("_")[2].encode() not in bytes(stored[0].digest)
+
+
+def test_client_keys_cannot_be_made_on_the_command_line(project: Project) -> None:
+    with pytest.raises(Exception, match="no role 'client'"):
+        project.caller(CLIENT)

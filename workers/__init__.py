@@ -1,0 +1,1 @@
+"""Celery workers: verify, aggregate, publish, sweep, seal."""

@@ -1,0 +1,111 @@
+"""Aggregation and publishing: from a frozen manifest to a new version file.
+
+Owns the range reads of one shard and the joining of shards. The arithmetic is in
+``fedselect.aggregate``; memory is bounded by the shard, whatever the model or the fleet.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import tempfile
+from typing import BinaryIO, cast
+from uuid import UUID
+
+import numpy as np
+
+from app import jobs, manifests, rounds
+from app.jobs import Lease
+from app.storage import Storage
+from app.tables import Round
+from app.wiring import Coordinator
+from fedselect import wire
+from fedselect.aggregate import Accumulator, value_range
+from fedselect.protocol import Manifest, ManifestUpdate
+from fedselect.space import FloatVector
+
+FIRST_READ = 64 * 1024  # covers the head and the rank table of all but very large files
+IN_MEMORY = 8 * 1024**2
+ACTOR = "worker"
+
+
+def aggregate_part(core: Coordinator, lease: Lease) -> None:
+    """Aggregate one shard and store it; the last shard makes publishing due."""
+    with core.db.transaction(ACTOR) as tx:
+        manifest = manifests.load(tx, lease.subject_id)
+    start = lease.part * manifest.shard
+    stop = min(start + manifest.shard, manifest.elements)
+    accumulator = Accumulator(stop - start)
+    for update in manifest.updates:
+        packed, values = _read_shard(core.storage, update, start, stop)
+        accumulator.add(packed, values, update.weight)
+        _renew(core, lease)
+    base = _read_base(core.storage, manifest, start, stop)
+    data = accumulator.finish(base, manifest.min_contributors).astype("<f4").tobytes()
+    core.storage.put(_partial(lease.subject_id, lease.part), io.BytesIO(data), len(data))
+    with core.db.transaction(ACTOR) as tx:
+        rounds.part_done(tx, lease)
+
+
+def publish(core: Coordinator, lease: Lease) -> None:
+    """Join the shards to a version file, store it, and publish it under the lease."""
+    with core.db.transaction(ACTOR) as tx:
+        manifest = manifests.load(tx, lease.subject_id)
+        current = tx.session.get_one(Round, lease.subject_id)
+        key = f"versions/{current.arm_id}/{current.number}"
+    parts = -(-manifest.elements // manifest.shard)
+    partials = [_partial(lease.subject_id, part) for part in range(parts)]
+    digest = hashlib.sha256()
+    with tempfile.SpooledTemporaryFile(max_size=IN_MEMORY) as spool:
+        head = wire.version_head(manifest.space, manifest.elements)
+        for piece in (head, *map(core.storage.read, partials)):
+            digest.update(piece)
+            spool.write(piece)
+        size = spool.tell()
+        spool.seek(0)
+        # A zombie may write this object as well, but only with the very same bytes.
+        core.storage.put(key, cast(BinaryIO, spool), size)
+    with core.db.transaction(ACTOR) as tx:
+        rounds.publish(tx, lease, object_key=key, sha256=digest.hexdigest(), size=size)
+    core.storage.delete(partials)
+
+
+def _partial(round_id: UUID, part: int) -> str:
+    return f"partials/{round_id}/{part}"
+
+
+def _read_shard(
+    storage: Storage, update: ManifestUpdate, start: int, stop: int
+) -> tuple[np.typing.NDArray[np.uint8], FloatVector]:
+    """The mask bytes and the shared values of elements [start, stop) of one accepted update."""
+    head = storage.read(update.object, 0, FIRST_READ)
+    layout = wire.read_update_layout(head)
+    rank_section = layout.sections["block_rank"]
+    if rank_section.stop > len(head):
+        head += storage.read(update.object, len(head), rank_section.stop - len(head))
+    rank = np.frombuffer(head[rank_section.start : rank_section.stop], dtype="<u8")
+    first, last = value_range(rank, start, stop)
+    offset = layout.sections["values"].start
+    data = _range(storage, update.object, head, offset + 4 * first, offset + 4 * last)
+    length = -(-stop // 8) - start // 8
+    packed = storage.read(update.mask_object, start // 8, length)
+    return np.frombuffer(packed, dtype=np.uint8), np.frombuffer(data, dtype="<f4")
+
+
+def _read_base(storage: Storage, manifest: Manifest, start: int, stop: int) -> FloatVector:
+    head = storage.read(manifest.base_object, 0, FIRST_READ)
+    offset = wire.read_version_layout(head).sections["values"].start
+    data = _range(storage, manifest.base_object, head, offset + 4 * start, offset + 4 * stop)
+    return np.frombuffer(data, dtype="<f4")
+
+
+def _range(storage: Storage, key: str, head: bytes, start: int, stop: int) -> bytes:
+    """Bytes [start, stop) of an object whose beginning is known already."""
+    if stop <= len(head):
+        return head[start:stop]
+    return storage.read(key, start, stop - start) if stop > start else b""
+
+
+def _renew(core: Coordinator, lease: Lease) -> None:
+    with core.db.transaction(ACTOR) as tx:
+        jobs.renew(tx, lease, seconds=core.settings.lease)

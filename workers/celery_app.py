@@ -1,0 +1,46 @@
+"""The Celery application of worker and scheduler: tasks by name, no logic.
+
+``celery -A workers.celery_app worker`` and ``celery -A workers.celery_app beat``. Messages carry a
+job id or nothing at all; losing every one of them loses nothing.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+from uuid import UUID
+
+from app import wiring
+from app.jobs import RUN_JOB, broker
+from app.settings import AppSettings
+from workers import running, sweep
+
+SWEEP_EVERY = 1.0  # seconds
+celery = broker(AppSettings().redis_url.get_secret_value())
+celery.conf.beat_schedule = {
+    name: {"task": name, "schedule": SWEEP_EVERY, "options": {"expires": 5 * SWEEP_EVERY}}
+    for name in ("fedselect.sweep", "fedselect.seal")
+}
+
+
+@cache
+def _core() -> wiring.Coordinator:
+    # Built in the child process at its first task: connections must not be shared over a fork.
+    return wiring.build()
+
+
+@celery.task(name=RUN_JOB)  # type: ignore[untyped-decorator]  # celery ships no types
+def run_job(job_id: str) -> None:
+    """Somebody rang for this job."""
+    running.run_job(_core(), UUID(job_id))
+
+
+@celery.task(name="fedselect.sweep")  # type: ignore[untyped-decorator]
+def sweep_now() -> None:
+    """Let deadlines pass and ring for what was dropped."""
+    sweep.sweep(_core())
+
+
+@celery.task(name="fedselect.seal")  # type: ignore[untyped-decorator]
+def seal_now() -> None:
+    """Seal new ledger entries."""
+    sweep.seal(_core())

@@ -1,0 +1,81 @@
+"""Running one job: claim it, do it, give it back if that fails.
+
+Owns the table of job kinds and what the end of all attempts means. Must not know how a job does
+its work.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from uuid import UUID
+
+from app import jobs, ledger, rounds, updates
+from app.db import Tx
+from app.jobs import Lease
+from app.wiring import Coordinator
+from fedselect.errors import LifecycleError
+from fedselect.lifecycle import RoundEvent
+from workers import aggregation, verify
+
+log = logging.getLogger(__name__)
+Handler = Callable[[Coordinator, Lease], None]
+HANDLERS: dict[str, Handler] = {
+    updates.VERIFY: verify.verify,
+    "aggregate": aggregation.aggregate_part,
+    "publish": aggregation.publish,
+}
+ACTOR = "worker"
+
+
+def run_job(core: Coordinator, job_id: UUID) -> None:
+    """Do a job if it is still due; whoever rings twice is answered once."""
+    with core.db.transaction(ACTOR) as tx:
+        lease = jobs.claim(tx, job_id, seconds=core.settings.lease)
+    if lease is None:
+        return
+    try:
+        _check_attempts(lease, core.settings.job_attempts)
+        HANDLERS[lease.kind](core, lease)
+    except jobs.LeaseLost:
+        log.warning("job %s %s: the lease was lost", lease.kind, lease.job_id)
+    except Exception as error:
+        log.exception("job %s %s, attempt %d", lease.kind, lease.job_id, lease.attempt)
+        _give_back(core, lease, error)
+
+
+def _check_attempts(lease: Lease, most: int) -> None:
+    # Only a worker that dies leaves an attempt uncounted by give_back: this stops a poison job.
+    if lease.attempt > most:
+        raise RuntimeError("every attempt ended with the death of its worker")
+
+
+def _give_back(core: Coordinator, lease: Lease, error: Exception) -> None:
+    try:
+        with core.db.transaction(ACTOR) as tx:
+            _lock_subject(tx, lease)
+            text = f"{type(error).__name__}: {error}"
+            if jobs.give_back(tx, lease, text, attempts=core.settings.job_attempts):
+                _after_failure(tx, lease, type(error).__name__)
+    except jobs.LeaseLost:
+        log.warning("job %s %s: the lease was lost", lease.kind, lease.job_id)
+
+
+def _lock_subject(tx: Tx, lease: Lease) -> None:
+    # Locks are taken in one order everywhere: run, round, assignment, job.
+    if lease.kind == updates.VERIFY:
+        updates.lock(tx, lease.subject_id)
+    else:
+        rounds.lock_round(tx, lease.subject_id)
+
+
+def _after_failure(tx: Tx, lease: Lease, error: str) -> None:
+    body = {"kind": lease.kind, "attempts": lease.attempt, "error": error}
+    ledger.append(tx, "job.failed", f"job:{lease.job_id}", project=lease.project_id, body=body)
+    if lease.kind == updates.VERIFY:
+        updates.give_up(tx, lease)
+        return
+    try:
+        rounds.apply(tx, lease.subject_id, RoundEvent.FAIL)
+    except LifecycleError:
+        log.info("round %s had ended before its job failed", lease.subject_id)

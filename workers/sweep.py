@@ -1,0 +1,49 @@
+"""What has to happen as time passes: deadlines, dropped doorbells, unsealed ledger entries.
+
+Owns no state: every step looks at the rows, and acts after looking again under a lock. Each sweep
+runs in one process at a time.
+"""
+
+from __future__ import annotations
+
+import logging
+
+from app import jobs, rounds
+from app.ledger import BATCH
+from app.wiring import Coordinator
+
+SWEEPER, SEALER = 0x5EED_0001, 0x5EED_0002  # advisory locks
+GRACE = 2.0  # seconds a doorbell gets before it is rung again
+ACTOR = "scheduler"
+log = logging.getLogger(__name__)
+
+
+def sweep(core: Coordinator) -> None:
+    """Tick rounds, end evaluations, ring for jobs that nobody took."""
+    with core.db.singleton(SWEEPER) as mine:
+        if not mine:
+            return
+        with core.db.transaction(ACTOR) as tx:
+            gathering, evaluating = rounds.overdue(tx)
+            forgotten = jobs.overdue(tx, grace=GRACE, limit=1000)
+        for round_id in gathering:
+            with core.db.transaction(ACTOR) as tx:
+                rounds.tick(tx, round_id)
+        for run_id in evaluating:
+            with core.db.transaction(ACTOR) as tx:
+                rounds.finish_evaluation(tx, run_id)
+        for job_id in forgotten:
+            core.bell.ring(job_id)
+        if forgotten:
+            log.info("rang again for %d jobs", len(forgotten))
+
+
+def seal(core: Coordinator) -> None:
+    """Seal all entries that are waiting."""
+    with core.db.singleton(SEALER) as mine:
+        if not mine:
+            return
+        sealed = BATCH
+        while sealed == BATCH:
+            with core.db.transaction(ACTOR) as tx:
+                sealed = core.sealer.seal(tx)
