@@ -178,17 +178,18 @@ def test_missing_fashion_mnist_says_how_to_get_it(tmp_path):
         FashionMnistTask(0, folder=tmp_path)
 
 
-@pytest.mark.parametrize(
-    "data",
-    [
-        b"not gzip",
-        gzip.compress(b"\0\0\x0d\1" + b"\0" * 8),
-        gzip.compress(b"\0\0\x08\3\0\0"),
-        gzip.compress(b"\0\0\x08\1\0\0\0\5abc"),
-        gzip.compress(b""),
-        gzip.compress(b"abc" * 100)[:-20],
-    ],
-)
+DAMAGED_IDX = {
+    "not gzip": b"not gzip",
+    "type of element": gzip.compress(b"\0\0\x0d\1" + b"\0" * 8),
+    "header cut": gzip.compress(b"\0\0\x08\3\0\0"),
+    "elements missing": gzip.compress(b"\0\0\x08\1\0\0\0\5abc"),
+    "empty": gzip.compress(b""),
+    "stream cut": gzip.compress(b"abc" * 100)[:-20],
+}
+
+
+# Named, since gzip writes the time into its bytes and workers must collect the same tests.
+@pytest.mark.parametrize("data", DAMAGED_IDX.values(), ids=DAMAGED_IDX.keys())
 def test_a_damaged_idx_file_is_refused(tmp_path, data):
     (tmp_path / "x.gz").write_bytes(data)
     with pytest.raises(FedSelectError, match=r"x\.gz"):
