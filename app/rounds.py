@@ -13,7 +13,7 @@ from uuid import UUID, uuid4
 
 from sqlalchemy import func, select
 
-from app import catalog, jobs, ledger, manifests
+from app import catalog, jobs, ledger, manifests, objects
 from app.db import Tx
 from app.tables import (
     Arm,
@@ -225,6 +225,7 @@ def publish(tx: Tx, lease: jobs.Lease, *, object_key: str, sha256: str, size: in
     """
     run, current = lock_round(tx, lease.subject_id)
     jobs.finish(tx, lease)
+    objects.keep(tx, object_key)
     version = Version(
         id=uuid4(),
         project_id=run.project_id,

@@ -99,6 +99,7 @@ class Client(Table):
     state: Mapped[str]
     created_at: Mapped[datetime]
     last_seen_at: Mapped[datetime | None]
+    erased_at: Mapped[datetime | None]
 
 
 class Key(Table):
@@ -144,6 +145,29 @@ class IdempotentAnswer(Table):
 
 
 # --- what --------------------------------------------------------------------------------------
+
+
+class Object(Table):
+    """A key of the object store that the service writes, and whether its bytes are still there.
+
+    Claimed before the first byte is written. ``deletion_id`` names the deletion that takes it;
+    ``deleted_at`` says that it is gone. Rows that name the key stay and point here.
+    """
+
+    __tablename__ = "objects"
+    __table_args__ = (
+        Index(
+            "ix_objects_doomed",
+            "deletion_id",
+            postgresql_where=text("deletion_id IS NOT NULL AND deleted_at IS NULL"),
+        ),
+    )
+    key: Mapped[str] = mapped_column(primary_key=True)
+    project_id: Mapped[UUID | None] = mapped_column(ForeignKey("projects.id"))
+    size: Mapped[int]
+    claimed_at: Mapped[datetime]
+    deletion_id: Mapped[UUID | None]
+    deleted_at: Mapped[datetime | None]
 
 
 class Model(Table):
@@ -209,11 +233,12 @@ class Version(Table):
     )
     parent_id: Mapped[UUID | None] = mapped_column(ForeignKey("versions.id"))
     number: Mapped[int]
-    object_key: Mapped[str]
+    object_key: Mapped[str] = mapped_column(ForeignKey("objects.key"), index=True)
     sha256: Mapped[str]
     size: Mapped[int]
     manifest_sha256: Mapped[str | None]
     code_version: Mapped[str]
+    recomputable: Mapped[bool] = mapped_column(default=True, server_default=text("true"))
     created_at: Mapped[datetime]
 
 
@@ -334,7 +359,7 @@ class MaskRecord(Table):
     client_id: Mapped[UUID] = mapped_column(ForeignKey("clients.id"))
     number: Mapped[int]
     sha256: Mapped[str]
-    object_key: Mapped[str]
+    object_key: Mapped[str] = mapped_column(ForeignKey("objects.key"), index=True)
     personal: Mapped[int]
     created_at: Mapped[datetime]
 
@@ -351,7 +376,7 @@ class Update(Table):
     client_id: Mapped[UUID] = mapped_column(ForeignKey("clients.id"))
     mask_id: Mapped[UUID] = mapped_column(ForeignKey("masks.id"))
     number: Mapped[int]
-    object_key: Mapped[str]
+    object_key: Mapped[str] = mapped_column(ForeignKey("objects.key"), index=True)
     sha256: Mapped[str]
     size: Mapped[int]
     examples: Mapped[int]

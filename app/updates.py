@@ -14,7 +14,7 @@ from uuid import UUID, uuid4
 
 from sqlalchemy import func, select
 
-from app import catalog, checkins, jobs, ledger, rounds
+from app import catalog, checkins, jobs, ledger, objects, rounds
 from app.auth import Principal
 from app.db import Tx
 from app.errors import Conflict, Missing, TooLarge
@@ -152,8 +152,10 @@ def accept_update(tx: Tx, lease: jobs.Lease, found: Verified) -> None:
         return
     if assignment.state != AssignmentState.UPLOADED:  # the round ended while the file was read
         return
+    objects.keep(tx, found.object_key)
     count = select(func.count()).where(Update.round_id == assignment.round_id)
-    mask_id = assignment.mask_id if found.mask_key is None else _add_mask(tx, assignment, found)
+    key = found.mask_key
+    mask_id = assignment.mask_id if key is None else _add_mask(tx, assignment, found, key)
     update = Update(
         id=uuid4(),
         project_id=assignment.project_id,
@@ -186,8 +188,9 @@ def accept_update(tx: Tx, lease: jobs.Lease, found: Verified) -> None:
     rounds.apply(tx, assignment.round_id, RoundEvent.SETTLE)
 
 
-def _add_mask(tx: Tx, assignment: Assignment, found: Verified) -> UUID:
+def _add_mask(tx: Tx, assignment: Assignment, found: Verified, mask_key: str) -> UUID:
     known = tx.session.get(MaskRecord, assignment.mask_id) if assignment.mask_id else None
+    objects.keep(tx, mask_key)
     mask = MaskRecord(
         id=uuid4(),
         project_id=assignment.project_id,
@@ -195,7 +198,7 @@ def _add_mask(tx: Tx, assignment: Assignment, found: Verified) -> UUID:
         client_id=assignment.client_id,
         number=(known.number if known else 0) + 1,
         sha256=found.mask_sha256,
-        object_key=found.mask_key,
+        object_key=mask_key,
         personal=found.personal,
         created_at=tx.now,
     )
@@ -264,6 +267,7 @@ def accept_weights(tx: Tx, lease: jobs.Lease, *, object_key: str) -> None:
     if catalog.initial_version(tx, model.id) is not None:
         _reject_weights(tx, upload, reason="model_has_weights")
         return
+    objects.keep(tx, object_key)
     upload.state = "accepted"
     catalog.add_initial_version(
         tx, model, object_key=object_key, sha256=upload.sha256, size=upload.size

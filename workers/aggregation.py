@@ -14,7 +14,7 @@ from uuid import UUID
 
 import numpy as np
 
-from app import jobs, manifests, rounds
+from app import jobs, manifests, objects, rounds
 from app.jobs import Lease
 from app.storage import Storage
 from app.tables import Round
@@ -53,15 +53,16 @@ def publish(core: Coordinator, lease: Lease) -> None:
         manifest = manifests.load(tx, lease.subject_id)
         current = tx.session.get_one(Round, lease.subject_id)
         key = f"versions/{current.arm_id}/{current.number}"
+        head = wire.version_head(manifest.space, manifest.elements)
+        size = len(head) + 4 * manifest.elements
+        objects.claim(tx, key, project=current.project_id, size=size)
     parts = -(-manifest.elements // manifest.shard)
     partials = [_partial(lease.subject_id, part) for part in range(parts)]
     digest = hashlib.sha256()
     with tempfile.SpooledTemporaryFile(max_size=IN_MEMORY) as spool:
-        head = wire.version_head(manifest.space, manifest.elements)
         for piece in (head, *map(core.storage.read, partials)):
             digest.update(piece)
             spool.write(piece)
-        size = spool.tell()
         spool.seek(0)
         # A zombie may write this object as well, but only with the very same bytes.
         core.storage.put(key, cast(BinaryIO, spool), size)

@@ -16,7 +16,7 @@ from typing import IO, BinaryIO, cast
 
 import numpy as np
 
-from app import updates
+from app import objects, updates
 from app.errors import Missing
 from app.jobs import Lease
 from app.storage import Storage
@@ -65,6 +65,7 @@ def verify(core: Coordinator, lease: Lease) -> None:
 def _load(core: Coordinator, lease: Lease) -> Order:
     with core.db.transaction(ACTOR) as tx:
         upload = tx.session.get_one(Upload, lease.subject_id)
+        objects.claim(tx, _key(upload), project=upload.project_id, size=upload.size)
         if upload.assignment_id is None:
             model = tx.session.get_one(Model, upload.model_id)
             return Order(upload, ParameterSpace.from_json(model.space))
@@ -126,7 +127,7 @@ def _take_update(core: Coordinator, lease: Lease, order: Order, file: BinaryIO) 
     wire.check_block_rank(_section(file, layout, "block_rank"), mask)
     _check_values(file, layout)
     key = _keep(core.storage, order.upload, file)
-    mask_key = _keep_mask(core.storage, order.upload, mask) if sent is not None else None
+    mask_key = _keep_mask(core, order.upload, mask) if sent is not None else None
     found = updates.Verified(key, mask_key, mask.digest, mask.personal, meta.examples)
     with core.db.transaction(ACTOR) as tx:
         updates.accept_update(tx, lease, found)
@@ -174,14 +175,20 @@ def _check_values(file: IO[bytes], layout: wire.Layout) -> None:
         left -= count
 
 
+def _key(upload: Upload) -> str:
+    return f"accepted/{upload.project_id}/{upload.sha256}"
+
+
 def _keep(storage: Storage, upload: Upload, file: BinaryIO) -> str:
-    key = f"accepted/{upload.project_id}/{upload.sha256}"
+    key = _key(upload)
     file.seek(0)
     storage.put(key, file, upload.size)
     return key
 
 
-def _keep_mask(storage: Storage, upload: Upload, mask: Mask) -> str:
+def _keep_mask(core: Coordinator, upload: Upload, mask: Mask) -> str:
     key = f"masks/{upload.project_id}/{mask.digest}"
-    storage.put(key, io.BytesIO(mask.to_bytes()), mask.packed.size)
+    with core.db.transaction(ACTOR) as tx:
+        objects.claim(tx, key, project=upload.project_id, size=mask.packed.size)
+    core.storage.put(key, io.BytesIO(mask.to_bytes()), mask.packed.size)
     return key
