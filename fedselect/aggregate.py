@@ -12,8 +12,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from fedselect.errors import MaskError
-from fedselect.kernels import CountVector, Float64Vector, accumulate
-from fedselect.masks import BLOCK, BoolVector, ByteVector, Mask
+from fedselect.kernels import LANES, Part, Sums, add_group, divide
+from fedselect.masks import BLOCK, ByteVector, Mask
 from fedselect.protocol import GROUP as GROUP
 from fedselect.protocol import SHARD as SHARD
 from fedselect.space import FloatVector
@@ -53,14 +53,14 @@ def reference(base: FloatVector, parts: Sequence[Contribution], k: int) -> Float
 class Accumulator:
     """The streaming form over a range of n elements: add updates in order, then finish.
 
-    Memory is six vectors of the range, whatever the number of clients.
+    A group is added when it is complete, so the updates of at most one group are held: memory is
+    three vectors of the range and one group's files, whatever the number of clients.
     """
 
-    def __init__(self, size: int) -> None:
-        self._total, self._weights = np.zeros(size), np.zeros(size)
-        self._group_total, self._group_weights = np.zeros(size), np.zeros(size)
-        self._counts: CountVector = np.zeros(size, dtype=np.int64)
-        self._added = 0
+    def __init__(self, size: int, *, lanes: int = LANES) -> None:
+        self._sums = Sums.zeros(size)
+        self._group: list[Part] = []
+        self._lanes = lanes
 
     def add(self, packed: ByteVector, values: FloatVector, weight: float = 1.0) -> None:
         """Add the next update: the mask bytes (ceil(n/8),) and shared values of this range.
@@ -68,33 +68,27 @@ class Accumulator:
         Raises:
             MaskError: the number of values is not the number of shared bits.
         """
-        if self._added and self._added % GROUP == 0:
-            self._fold()
-        sums = (self._group_total, self._group_weights, self._counts)
-        shared = self._counts.size - int(np.bitwise_count(packed).sum(dtype=np.int64))
+        size = self._sums.total.size
+        shared = size - int(np.bitwise_count(packed).sum(dtype=np.int64))
         if values.size != shared:
             raise MaskError(f"{values.size} values for {shared} shared elements")
-        accumulate(packed, values, weight=weight, sums=sums)
-        self._added += 1
+        part = Part(np.ascontiguousarray(packed), np.ascontiguousarray(values, "<f4"), weight)
+        self._group.append(part)
+        if len(self._group) == GROUP:
+            self._fold()
 
     def finish(self, base: FloatVector, k: int) -> FloatVector:
         """The new values of the range; elements with fewer than ``k`` sharers keep ``base``."""
         self._fold()
-        return _divide(self._total, self._weights, self._counts >= k, base)
+        sums, out = self._sums, np.empty(base.size, dtype=np.float32)
+        weights = sums.total[:0] if sums.weights is None else sums.weights
+        divide(sums.total, sums.counts, weights, np.ascontiguousarray(base, "<f4"), k, out)
+        return out
 
     def _fold(self) -> None:
-        self._total += self._group_total
-        self._weights += self._group_weights
-        self._group_total[:] = 0
-        self._group_weights[:] = 0
-
-
-def _divide(
-    total: Float64Vector, weights: Float64Vector, enough: BoolVector, base: FloatVector
-) -> FloatVector:
-    enough = enough & (weights > 0)
-    mean = np.divide(total, weights, out=np.zeros(base.size), where=enough)
-    return np.where(enough, mean, base).astype(np.float32)
+        if self._group:
+            add_group(self._group, self._sums, lanes=self._lanes)
+            self._group.clear()
 
 
 def aggregate(

@@ -38,9 +38,9 @@ LIGHT = SCIENCE | {"pydantic", "safetensors", "cryptography"}
 WEB = frozenset({"fastapi", "starlette", "uvicorn", "pydantic_settings"})
 ROOMS = {
     "kernels": Room(
-        ("fedselect/kernels.py", "fedselect/aggregate.py", "fedselect/recompute.py"),
+        tuple(f"fedselect/{name}.py" for name in ("kernels", "lanes", "aggregate", "recompute")),
         ours=("light", "kernels"),
-        libraries=SCIENCE | {"numba"},
+        libraries=SCIENCE | {"numba", "llvmlite"},
     ),
     "learning": Room(
         (

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ctypes
 import math
+import mmap
 
 import numpy as np
 import pytest
@@ -18,6 +20,7 @@ from fedselect.aggregate import (
     value_range,
 )
 from fedselect.errors import MaskError
+from fedselect.kernels import LANES, Part, Sums, add_group
 from fedselect.masks import BLOCK, Mask
 
 FAST = settings(max_examples=150, deadline=None, derandomize=True)
@@ -40,12 +43,12 @@ def round_of(seed: int, dim: int, weights: list[float]) -> tuple:
     return base, [part_of(rng, dim, weight) for weight in weights]
 
 
-def streamed(base, parts, k: int, *, shard: int) -> np.ndarray:
+def streamed(base, parts, k: int, *, shard: int, lanes: int = LANES) -> np.ndarray:
     """The accumulator over any byte-aligned ranges, not only over whole blocks."""
     out = np.empty_like(base)
     for start in range(0, base.size, shard):
         stop = min(start + shard, base.size)
-        accumulator = Accumulator(stop - start)
+        accumulator = Accumulator(stop - start, lanes=lanes)
         for part in parts:
             shared = ~part.mask.to_bool()
             first, last = int(shared[:start].sum()), int(shared[:stop].sum())
@@ -72,6 +75,52 @@ def test_streaming_is_the_reference_bit_for_bit(seed, dim, weights, k, shard):
     expected = reference(base, parts, k)
     assert same_bits(streamed(base, parts, k, shard=shard), expected)
     assert same_bits(aggregate(base, parts, k), expected)
+
+
+@pytest.mark.parametrize("lanes", [n for n in (1, 8, 16) if n <= LANES])
+@FAST
+@given(
+    st.integers(0, 2**32),
+    st.integers(1, 400),
+    st.lists(st.just(1.0), max_size=20) | st.lists(WEIGHTS, max_size=20),
+    st.integers(1, 3),
+)
+def test_every_way_of_spreading_gives_the_same_bits(lanes, seed, dim, weights, k):
+    base, parts = round_of(seed, dim, weights)
+    assert same_bits(streamed(base, parts, k, shard=dim, lanes=lanes), reference(base, parts, k))
+
+
+@pytest.mark.parametrize("lanes", [n for n in (1, 8, 16) if n <= LANES])
+def test_nothing_is_read_behind_the_last_value_or_mask_byte(lanes):
+    """Both arrays end where a page ends, and the next page may not be touched."""
+    shared, dim = 37, 64
+    personal = np.arange(dim) % 5 < 2
+    personal[np.flatnonzero(~personal)[shared:]] = True
+    mask = Mask.from_bool(personal)
+    page = mmap.PAGESIZE
+    guarded = []
+    for data in (np.arange(shared, dtype="<f4").tobytes(), mask.to_bytes()):
+        memory = mmap.mmap(-1, 2 * page)
+        memory[page - len(data) : page] = data
+        _forbid(memory, page)
+        guarded.append(np.frombuffer(memory, np.uint8)[page - len(data) : page])
+    sums = Sums.zeros(dim)
+    add_group([Part(guarded[1], guarded[0].view("<f4"))], sums, lanes=lanes)
+    assert sums.total[~personal].tolist() == list(range(shared))
+    assert not sums.total[personal].any()
+
+
+def _forbid(memory: mmap.mmap, start: int) -> None:
+    address = ctypes.addressof(ctypes.c_char.from_buffer(memory)) + start
+    libc = ctypes.CDLL(None, use_errno=True)
+    assert libc.mprotect(ctypes.c_void_p(address), mmap.PAGESIZE, 0) == 0
+
+
+def test_an_element_may_have_more_sharers_than_a_byte_can_count():
+    parts = shared_by_all(20, *[[1.0] * 20 for _ in range(300)])
+    base = np.zeros(20, dtype=np.float32)
+    assert same_bits(aggregate(base, parts, 300), np.ones(20, dtype=np.float32))
+    assert same_bits(aggregate(base, parts, 301), base)
 
 
 @SLOW
