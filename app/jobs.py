@@ -7,7 +7,7 @@ nothing, a repeated one changes nothing. Must not know what a job does.
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from functools import partial
@@ -22,6 +22,9 @@ from app.tables import Job
 
 RUN_JOB = "fedselect.run_job"
 RETRY_AFTER = 2.0  # seconds, doubled with every attempt
+# A handler calls it while it works: it renews the lease now and then, and raises LeaseLost when
+# another worker has the job. Calling it often costs nothing.
+Progress = Callable[[], None]
 log = logging.getLogger(__name__)
 
 

@@ -14,8 +14,8 @@ from uuid import UUID
 
 import numpy as np
 
-from app import jobs, manifests, objects, rounds
-from app.jobs import Lease
+from app import manifests, objects, rounds
+from app.jobs import Lease, Progress
 from app.storage import Storage
 from app.tables import Round
 from app.wiring import Coordinator
@@ -29,7 +29,7 @@ IN_MEMORY = 8 * 1024**2
 ACTOR = "worker"
 
 
-def aggregate_part(core: Coordinator, lease: Lease) -> None:
+def aggregate_part(core: Coordinator, lease: Lease, progress: Progress) -> None:
     """Aggregate one shard and store it; the last shard makes publishing due."""
     with core.db.transaction(ACTOR) as tx:
         manifest = manifests.load(tx, lease.subject_id)
@@ -39,7 +39,7 @@ def aggregate_part(core: Coordinator, lease: Lease) -> None:
     for update in manifest.updates:
         packed, values = _read_shard(core.storage, update, start, stop)
         accumulator.add(packed, values, update.weight)
-        _renew(core, lease)
+        progress()
     base = _read_base(core.storage, manifest, start, stop)
     data = accumulator.finish(base, manifest.min_contributors).astype("<f4").tobytes()
     core.storage.put(_partial(lease.subject_id, lease.part), io.BytesIO(data), len(data))
@@ -47,7 +47,7 @@ def aggregate_part(core: Coordinator, lease: Lease) -> None:
         rounds.part_done(tx, lease)
 
 
-def publish(core: Coordinator, lease: Lease) -> None:
+def publish(core: Coordinator, lease: Lease, progress: Progress) -> None:
     """Join the shards to a version file, store it, and publish it under the lease."""
     with core.db.transaction(ACTOR) as tx:
         manifest = manifests.load(tx, lease.subject_id)
@@ -63,6 +63,7 @@ def publish(core: Coordinator, lease: Lease) -> None:
         for piece in (head, *map(core.storage.read, partials)):
             digest.update(piece)
             spool.write(piece)
+            progress()
         spool.seek(0)
         # A zombie may write this object as well, but only with the very same bytes.
         core.storage.put(key, cast(BinaryIO, spool), size)
@@ -105,8 +106,3 @@ def _range(storage: Storage, key: str, head: bytes, start: int, stop: int) -> by
     if stop <= len(head):
         return head[start:stop]
     return storage.read(key, start, stop - start) if stop > start else b""
-
-
-def _renew(core: Coordinator, lease: Lease) -> None:
-    with core.db.transaction(ACTOR) as tx:
-        jobs.renew(tx, lease, seconds=core.settings.lease)

@@ -7,25 +7,50 @@ its work.
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Callable
 from uuid import UUID
 
 from app import jobs, ledger, rounds, updates
 from app.db import Tx
-from app.jobs import Lease
+from app.jobs import Lease, Progress
 from app.wiring import Coordinator
 from fedselect.errors import LifecycleError
 from fedselect.lifecycle import RoundEvent
 from workers import aggregation, verify
 
 log = logging.getLogger(__name__)
-Handler = Callable[[Coordinator, Lease], None]
+Handler = Callable[[Coordinator, Lease, Progress], None]
 HANDLERS: dict[str, Handler] = {
     updates.VERIFY: verify.verify,
     "aggregate": aggregation.aggregate_part,
     "publish": aggregation.publish,
 }
 ACTOR = "worker"
+
+
+class Renewal:
+    """A handler's sign of life. No thread beats for it: a handler that hangs loses its job.
+
+    At most one transaction per quarter of a lease; raises :class:`jobs.LeaseLost`.
+    """
+
+    def __init__(
+        self, core: Coordinator, lease: Lease, *, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._core = core
+        self._clock = clock
+        self._lease = lease
+        self._every = core.settings.lease / 4
+        self._due = clock() + self._every
+
+    def __call__(self) -> None:
+        """Renew the lease if that is due."""
+        if self._clock() < self._due:
+            return
+        with self._core.db.transaction(ACTOR) as tx:
+            jobs.renew(tx, self._lease, seconds=self._core.settings.lease)
+        self._due = self._clock() + self._every
 
 
 def run_job(core: Coordinator, job_id: UUID) -> None:
@@ -36,7 +61,7 @@ def run_job(core: Coordinator, job_id: UUID) -> None:
         return
     try:
         _check_attempts(lease, core.settings.job_attempts)
-        HANDLERS[lease.kind](core, lease)
+        HANDLERS[lease.kind](core, lease, Renewal(core, lease))
     except jobs.LeaseLost:
         log.warning("job %s %s: the lease was lost", lease.kind, lease.job_id)
     except Exception as error:

@@ -18,7 +18,7 @@ import numpy as np
 
 from app import objects, updates
 from app.errors import Missing
-from app.jobs import Lease
+from app.jobs import Lease, Progress
 from app.storage import Storage
 from app.tables import Assignment, MaskRecord, Model, Round, Run, Upload, Version
 from app.wiring import Coordinator
@@ -46,12 +46,12 @@ class Order:
     settings: RunSettings | None = None
 
 
-def verify(core: Coordinator, lease: Lease) -> None:
+def verify(core: Coordinator, lease: Lease, progress: Progress) -> None:
     """Accept or reject one upload; errors of the store or the database are raised, to try again."""
     order = _load(core, lease)
     upload = order.upload
     try:
-        with _spooled(core.storage, upload) as file:
+        with _spooled(core.storage, upload, progress) as file:
             if order.assignment is None:
                 _take_weights(core, lease, order, file)
             else:
@@ -85,7 +85,7 @@ def _load(core: Coordinator, lease: Lease) -> Order:
 
 
 @contextmanager
-def _spooled(storage: Storage, upload: Upload) -> Iterator[BinaryIO]:
+def _spooled(storage: Storage, upload: Upload, progress: Progress) -> Iterator[BinaryIO]:
     digest = hashlib.sha256()
     size = 0
     with tempfile.SpooledTemporaryFile(max_size=IN_MEMORY) as spool:
@@ -95,6 +95,7 @@ def _spooled(storage: Storage, upload: Upload) -> Iterator[BinaryIO]:
                 if size > upload.size:
                     break
                 digest.update(chunk)
+                progress()
                 spool.write(chunk)
         except Missing as error:
             raise WireError(
