@@ -9,7 +9,7 @@ from __future__ import annotations
 from datetime import timedelta
 from uuid import UUID
 
-from sqlalchemy import or_, select
+from sqlalchemy import Select, func, or_, select
 from sqlalchemy.orm import aliased
 
 from app import catalog, ledger, rounds
@@ -34,6 +34,7 @@ from fedselect.lifecycle import (
     AssignmentState,
     RoundState,
     RunState,
+    may_try_again,
     retry_window,
 )
 from fedselect.policies import RoundPolicy, RunSettings
@@ -122,9 +123,30 @@ def _open(tx: Tx, client: Client) -> Assignment | None:
 
 
 def _join(tx: Tx, client: Client) -> Assignment | None:
+    round_id = tx.session.scalar(_rejected_in(tx, client)) or tx.session.scalar(_new_to(tx, client))
+    if round_id is None:
+        return None
+    # What was read before the lock may have changed: look again under it.
+    run, current = rounds.lock_round(tx, round_id)
+    mine = select(Assignment).where(
+        Assignment.round_id == round_id, Assignment.client_id == client.id
+    )
+    last = tx.session.scalars(mine.order_by(Assignment.attempt.desc()).limit(1)).first()
+    if last is None:
+        new = current.state == RoundState.SELECTING and run.state == RunState.RUNNING
+        return rounds.assign(tx, run, current, client) if new else None
+    policy = RunSettings.model_validate(run.settings).round
+    again = may_try_again(AssignmentState(last.state), last.attempt, policy)
+    if not again or not rounds.gathering(tx, last):
+        return None
+    return rounds.assign(tx, run, current, client, attempt=last.attempt + 1)
+
+
+def _new_to(tx: Tx, client: Client) -> Select[UUID]:
+    """The oldest round that still selects and where the client has no place."""
     mine = aliased(Assignment)
     taken = select(mine.id).where(mine.round_id == Round.id, mine.client_id == client.id).exists()
-    query = (
+    return (
         select(Round.id)
         .join(Run, Run.id == Round.run_id)
         .where(
@@ -137,18 +159,32 @@ def _join(tx: Tx, client: Client) -> Assignment | None:
         .order_by(Round.opened_at)
         .limit(1)
     )
-    round_id = tx.session.scalar(query)
-    if round_id is None:
-        return None
-    run, current = rounds.lock_round(tx, round_id)
-    already = select(Assignment.id).where(
-        Assignment.round_id == round_id, Assignment.client_id == client.id
+
+
+def _rejected_in(tx: Tx, client: Client) -> Select[UUID]:
+    """The oldest round that gathers and where the client may have another attempt."""
+    last, later = aliased(Assignment), aliased(Assignment)
+    followed = select(later.id).where(
+        later.round_id == last.round_id,
+        later.client_id == client.id,
+        later.attempt > last.attempt,
     )
-    # What was read before the lock may have changed: look again under it.
-    closed = current.state != RoundState.SELECTING or run.state != RunState.RUNNING
-    if closed or tx.session.scalar(already):
-        return None
-    return rounds.assign(tx, run, current, client)
+    most = Run.settings["round"]["client_attempts"].as_integer()
+    return (
+        select(Round.id)
+        .join(last, last.round_id == Round.id)
+        .join(Run, Run.id == Round.run_id)
+        .where(
+            last.client_id == client.id,
+            last.state == AssignmentState.REJECTED.value,
+            last.deadline > tx.now,
+            last.attempt < func.coalesce(most, RoundPolicy().client_attempts),
+            Round.state.in_([s.value for s in GATHERING_ROUNDS]),
+            ~followed.exists(),
+        )
+        .order_by(Round.opened_at)
+        .limit(1)
+    )
 
 
 def _newest_run(tx: Tx, client: Client) -> Run | None:

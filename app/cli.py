@@ -1,4 +1,4 @@
-"""Commands of the server half: up, down, status, admin.
+"""Commands of the server half: up, down, status, jobs, admin.
 
 Owns what they print. Must not contain rules: it starts the stack and calls the same functions as
 the API.
@@ -19,7 +19,7 @@ from alembic.config import Config
 from rich.console import Console
 from rich.table import Table
 
-from app import tenants, wiring
+from app import jobs_cli, tenants, wiring
 from fedselect.personal import write_atomically
 
 if TYPE_CHECKING:
@@ -39,6 +39,7 @@ def register(app: typer.Typer) -> None:
     app.command()(up)
     app.command()(down)
     app.command()(status)
+    app.add_typer(jobs_cli.app, name="jobs")
     app.add_typer(admin, name="admin")
 
 

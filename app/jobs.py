@@ -14,7 +14,7 @@ from functools import partial
 from uuid import UUID, uuid4
 
 from celery import Celery
-from sqlalchemy import func, or_, select, update
+from sqlalchemy import ColumnElement, func, or_, select, update
 
 from app.db import Tx
 from app.errors import Refusal
@@ -22,6 +22,7 @@ from app.tables import Job
 
 RUN_JOB = "fedselect.run_job"
 RETRY_AFTER = 2.0  # seconds, doubled with every attempt
+RING_AGAIN = 5.0  # seconds between two rings for the same job
 # A handler calls it while it works: it renews the lease now and then, and raises LeaseLost when
 # another worker has the job. Calling it often costs nothing.
 Progress = Callable[[], None]
@@ -59,10 +60,14 @@ def broker(redis_url: str) -> Celery:
         task_reject_on_worker_lost=True,
         worker_prefetch_multiplier=1,
         worker_hijack_root_logger=False,
+        worker_soft_shutdown_timeout=10,  # a task that is cut off is done again after its lease
         broker_connection_retry_on_startup=True,
         broker_connection_timeout=2,
         broker_transport_options={
-            "visibility_timeout": 3600,
+            "visibility_timeout": 3600,  # far above the longest task
+            # Look for messages of a dead worker each second, not every tenth time in ten seconds.
+            "unacked_restore_interval": 1,
+            "unacked_restore_throttle": 1,
             "socket_timeout": 10,
             "socket_connect_timeout": 2,
         },
@@ -151,12 +156,36 @@ def give_back(tx: Tx, lease: Lease, error: str, *, attempts: int) -> bool:
 
 
 def overdue(tx: Tx, *, grace: float, limit: int) -> Sequence[UUID]:
-    """Jobs that have been due for ``grace`` seconds, or orphaned: the bell must ring again."""
-    before = tx.now - timedelta(seconds=grace)
-    due = (Job.state == "due") & (Job.run_after <= before)
+    """Jobs that have been due for ``grace`` seconds, or orphaned: the bell must ring again.
+
+    They are marked as rung: while the workers are busy or away, no heap of messages piles up.
+    """
+    quiet = or_(Job.rung_at.is_(None), Job.rung_at <= tx.now - timedelta(seconds=RING_AGAIN))
+    query = select(Job.id).where(_open_since(tx, grace), quiet).order_by(Job.run_after)
+    chosen = query.limit(limit).with_for_update(skip_locked=True)
+    ring = update(Job).where(Job.id.in_(chosen)).values(rung_at=tx.now).returning(Job.id)
+    return tx.session.scalars(ring).all()
+
+
+def _open_since(tx: Tx, seconds: float) -> ColumnElement[bool]:
+    """Due, and nobody took it for so long; or a lease has run out without a renewal."""
+    due = (Job.state == "due") & (Job.run_after <= tx.now - timedelta(seconds=seconds))
     orphaned = (Job.state == "leased") & (Job.lease_until < tx.now)
-    query = select(Job.id).where(or_(due, orphaned)).order_by(Job.run_after).limit(limit)
-    return tx.session.scalars(query).all()
+    return or_(due, orphaned)
+
+
+def stalled(tx: Tx, *, seconds: float) -> Job | None:
+    """The oldest job that has been open for so long while no worker did anything; None if all is
+    well: whoever works holds a lease, and whoever has just worked has finished something.
+    """
+    query = select(Job).where(_open_since(tx, seconds)).order_by(Job.run_after).limit(1)
+    oldest = tx.session.scalars(query).first()
+    if oldest is None:
+        return None
+    since = tx.now - timedelta(seconds=seconds)
+    working = (Job.state == "leased") & (Job.lease_until >= since)
+    active = select(Job.id).where(working | (Job.finished_at >= since)).limit(1)
+    return None if tx.session.scalar(active) else oldest
 
 
 def remaining(tx: Tx, kind: str, subject: UUID) -> int:
@@ -165,6 +194,21 @@ def remaining(tx: Tx, kind: str, subject: UUID) -> int:
         Job.kind == kind, Job.subject_id == subject, Job.state != "done"
     )
     return tx.session.scalar(query) or 0
+
+
+def hurry(tx: Tx, job: Job) -> None:
+    """Have a due job done now, although it was to wait; its row must be locked."""
+    job.run_after = tx.now
+    tx.after_commit(partial(tx.ring, job.id))
+
+
+def revive(tx: Tx, subject: UUID) -> None:
+    """Make a subject's failed jobs due again, with a fresh count of attempts."""
+    fresh = {"attempts": 0, "run_after": tx.now, "finished_at": None}
+    failed = (Job.subject_id == subject) & (Job.state == "failed")
+    query = update(Job).where(failed).values(state="due", **fresh).returning(Job.id)
+    for job_id in tx.session.scalars(query):
+        tx.after_commit(partial(tx.ring, job_id))
 
 
 def drop(tx: Tx, subject: UUID) -> None:

@@ -15,7 +15,7 @@ from app.auth import Principal
 from app.db import Tx
 from app.errors import Missing
 from app.tables import Client, EvaluationRecord, Job, Version
-from fedselect.protocol import Checkpoint, Evaluation, LedgerEntry
+from fedselect.protocol import Checkpoint, Evaluation, JobInfo, LedgerEntry
 
 
 def evaluations(tx: Tx, principal: Principal, run_id: UUID) -> list[Evaluation]:
@@ -35,6 +35,24 @@ def jobs(principal: Principal, state: str | None) -> Select[Job]:
     """The principal's jobs, of one state or all."""
     query = select(Job).where(Job.project_id == principal.project_id)
     return query.where(Job.state == state) if state else query
+
+
+def job(tx: Tx, principal: Principal, job_id: UUID) -> Job:
+    """A job of the principal's project.
+
+    Raises:
+        Missing: there is none.
+    """
+    query = select(Job).where(Job.id == job_id, Job.project_id == principal.project_id)
+    found = tx.session.scalars(query).first()
+    if found is None:
+        raise Missing(f"there is no job {job_id} in this project")
+    return found
+
+
+def job_info(job: Job) -> JobInfo:
+    """The job as the interface shows it."""
+    return JobInfo.model_validate(job, from_attributes=True)
 
 
 def entries(tx: Tx, *, start: int, limit: int) -> list[LedgerEntry]:

@@ -27,7 +27,6 @@ from app.tables import (
     Version,
 )
 from fedselect import __version__
-from fedselect.errors import LifecycleError
 from fedselect.lifecycle import (
     GATHERING_ROUNDS,
     OPEN_ASSIGNMENTS,
@@ -43,10 +42,11 @@ from fedselect.lifecycle import (
     RunState,
     after_round,
     decide,
+    may_try_again,
     next_assignment_state,
     next_run_state,
 )
-from fedselect.policies import RunSettings
+from fedselect.policies import RoundPolicy, RunSettings
 
 # --- locks -------------------------------------------------------------------------------------
 
@@ -114,7 +114,7 @@ def open_next_round(tx: Tx, run: Run, arm: Arm, *, attempt: int = 1) -> Round:
 
 
 def active_round(tx: Tx, arm_id: UUID) -> Round | None:
-    """The arm's round that has not ended; there is at most one."""
+    """The arm's round that has not ended (a failed one has not); there is at most one."""
     ended = [s.value for s in TERMINAL_ROUNDS]
     query = select(Round).where(Round.arm_id == arm_id, Round.state.not_in(ended))
     return tx.session.scalars(query).first()
@@ -135,29 +135,33 @@ def apply(tx: Tx, round_id: UUID, event: RoundEvent) -> RoundState:
 
 def advance(tx: Tx, run: Run, current: Round, event: RoundEvent) -> RoundState:
     """:func:`apply` for a run that is locked already."""
-    settings = RunSettings.model_validate(run.settings)
-    decision = decide(_facts(tx, current), event, policy=settings.round, now=tx.now)
+    policy = RunSettings.model_validate(run.settings).round
+    decision = decide(_facts(tx, current, policy), event, policy=policy, now=tx.now)
     if decision.to is not None:
         _enter(tx, run, current, decision)
     return RoundState(current.state)
 
 
-def _facts(tx: Tx, current: Round) -> RoundFacts:
-    query = (
-        select(Assignment.state, func.count())
-        .where(Assignment.round_id == current.id)
-        .group_by(Assignment.state)
-    )
+def _facts(tx: Tx, current: Round, policy: RoundPolicy) -> RoundFacts:
+    kind = (Assignment.state, Assignment.attempt)
+    query = select(*kind, func.count()).where(Assignment.round_id == current.id).group_by(*kind)
     tx.session.flush()
-    counts: Counter[str] = Counter(dict(tx.session.execute(query).all()))
+    counts: Counter[str] = Counter()
+    assigned = again = 0
+    for state, attempt, count in tx.session.execute(query):
+        counts[state] += count
+        assigned += count if attempt == 1 else 0
+        again += count if may_try_again(AssignmentState(state), attempt, policy) else 0
+        again -= count if attempt > 1 else 0  # it follows a rejected one, which was counted
     return RoundFacts(
         state=RoundState(current.state),
         selection_ends=current.selection_ends,
         report_ends=current.report_ends,
-        assigned=counts.total(),
+        assigned=assigned,
         open=sum(counts[s.value] for s in OPEN_ASSIGNMENTS),
         pending=counts[AssignmentState.UPLOADED.value],
         accepted=counts[AssignmentState.ACCEPTED.value],
+        again=again,
     )
 
 
@@ -169,13 +173,15 @@ def _enter(tx: Tx, run: Run, current: Round, decision: Decision) -> None:
     if ended:
         current.closed_at = tx.now
     _record(tx, "round", current, before=before, reason=decision.reason)
-    if ended or decision.to is RoundState.AGGREGATING:
+    if before == RoundState.FAILED and not ended:
+        jobs.revive(tx, current.id)  # the manifest stands, and so do the parts that are done
+    elif ended or decision.to is RoundState.AGGREGATING:
         _close_assignments(tx, current)
-    if decision.to is RoundState.AGGREGATING:
+    if decision.to is RoundState.AGGREGATING and before != RoundState.FAILED:
         parts = manifests.freeze(tx, run, current)
         for part in range(parts):
             jobs.enqueue(tx, "aggregate", current.id, project=current.project_id, part=part)
-    if ended:
+    if ended or decision.to is RoundState.FAILED:
         _follow(tx, run, current)
 
 
@@ -193,7 +199,8 @@ def _close_assignments(tx: Tx, current: Round) -> None:
 
 
 def _follow(tx: Tx, run: Run, ended: Round) -> None:
-    if ended.state != RoundState.PUBLISHED:
+    # The other parts of a failed round may as well be done: they are there when it is retried.
+    if ended.state not in {RoundState.PUBLISHED, RoundState.FAILED}:
         jobs.drop(tx, ended.id)
     settings = RunSettings.model_validate(run.settings)
     step = after_round(
@@ -265,8 +272,11 @@ def part_done(tx: Tx, lease: jobs.Lease) -> None:
 # --- assignments -------------------------------------------------------------------------------
 
 
-def assign(tx: Tx, run: Run, current: Round, client: Client) -> Assignment:
-    """Give a client its place in a round; the run must be locked and the round selecting."""
+def assign(tx: Tx, run: Run, current: Round, client: Client, *, attempt: int = 1) -> Assignment:
+    """Give a client its place in a round; the run must be locked and the round selecting.
+
+    A further ``attempt`` takes the place of a rejected one, as long as the round gathers.
+    """
     assignment = Assignment(
         id=uuid4(),
         project_id=run.project_id,
@@ -277,15 +287,17 @@ def assign(tx: Tx, run: Run, current: Round, client: Client) -> Assignment:
         version_id=current.base_version_id,
         mask_id=_known_mask(tx, current.arm_id, client.id),
         kind="train",
-        attempt=1,
+        attempt=attempt,
         state=AssignmentState.ASSIGNED.value,
         deadline=current.report_ends,
         created_at=tx.now,
     )
     tx.session.add(assignment)
     tx.session.flush()
-    _record(tx, "assignment", assignment, before=None, reason=None)
-    advance(tx, run, current, RoundEvent.JOIN)
+    reason = f"attempt {attempt}" if attempt > 1 else None
+    _record(tx, "assignment", assignment, before=None, reason=reason)
+    if attempt == 1:
+        advance(tx, run, current, RoundEvent.JOIN)
     return assignment
 
 
@@ -372,7 +384,7 @@ def finish_evaluation(tx: Tx, run_id: UUID) -> None:
     run = lock_run(tx, run_id)
     if run.state != RunState.EVALUATING or run.evaluation_ends is None:
         return
-    missing = _open_evaluations(tx, run)
+    missing = open_evaluations(tx, run)
     if missing and tx.now < run.evaluation_ends:
         return
     for assignment in missing:
@@ -381,7 +393,8 @@ def finish_evaluation(tx: Tx, run_id: UUID) -> None:
     move_run(tx, run, RunEvent.FINISH)
 
 
-def _open_evaluations(tx: Tx, run: Run) -> Sequence[Assignment]:
+def open_evaluations(tx: Tx, run: Run) -> Sequence[Assignment]:
+    """Evaluations that have not been reported."""
     still_open = [s.value for s in OPEN_ASSIGNMENTS]
     query = select(Assignment).where(
         Assignment.run_id == run.id,
@@ -424,35 +437,7 @@ def tick(tx: Tx, round_id: UUID) -> None:
     advance(tx, run, current, RoundEvent.TICK)
 
 
-# --- commands of an administrator --------------------------------------------------------------
-
-
-def command_run(tx: Tx, run_id: UUID, event: RunEvent) -> Run:
-    """Start, pause, resume or stop a run; stopping ends the round or evaluation under way.
-
-    Raises:
-        LifecycleError: the state does not allow it.
-    """
-    if event not in {RunEvent.START, RunEvent.PAUSE, RunEvent.RESUME, RunEvent.STOP}:
-        raise LifecycleError(f"{event.value} is not an administrator's command")
-    run = lock_run(tx, run_id)
-    move_run(tx, run, event, reason="by an administrator")
-    for arm in tx.session.scalars(select(Arm).where(Arm.run_id == run.id).order_by(Arm.name)):
-        current = active_round(tx, arm.id)
-        if event is RunEvent.STOP and current is not None:
-            advance(tx, run, current, RoundEvent.CANCEL)
-        if event in {RunEvent.START, RunEvent.RESUME} and current is None:
-            open_next_round(tx, run, arm, attempt=_next_attempt(tx, arm.id))
-    if event is RunEvent.STOP:
-        for assignment in _open_evaluations(tx, run):
-            move_assignment(tx, assignment, AssignmentEvent.EXPIRE, reason="the run was stopped")
-    return run
-
-
-def _next_attempt(tx: Tx, arm_id: UUID) -> int:
-    number = catalog.newest_version(tx, arm_id).number + 1
-    query = select(func.max(Round.attempt)).where(Round.arm_id == arm_id, Round.number == number)
-    return (tx.session.scalar(query) or 0) + 1
+# --- history ----------------------------------------------------------------------------------
 
 
 def _record(

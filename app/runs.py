@@ -1,6 +1,7 @@
-"""Runs: creating them, looking at them, and what an administrator orders.
+"""Runs: creating them and looking at them.
 
-Owns creation and reading of runs, arms and rounds; their states change in ``rounds`` alone.
+Owns creation and reading of runs, arms and rounds; their states change in ``rounds`` alone, and
+what an administrator orders is in ``commands``.
 """
 
 from __future__ import annotations
@@ -9,13 +10,13 @@ from uuid import UUID, uuid4
 
 from sqlalchemy import Select, func, select
 
-from app import catalog, ledger, rounds
+from app import catalog, ledger
 from app.auth import Principal
 from app.db import Tx
 from app.errors import Conflict, Missing
 from app.tables import Arm, Assignment, Client, ManifestRecord, Round, Run, Version
 from fedselect import __version__
-from fedselect.lifecycle import RoundEvent, RunEvent, RunState
+from fedselect.lifecycle import RunState
 from fedselect.policies import RunSettings
 from fedselect.protocol import (
     AssignmentInfo,
@@ -91,19 +92,6 @@ def _add_arm(tx: Tx, run: Run, name: str, base: Version) -> Arm:
     tx.session.add(version)
     tx.session.flush()
     return arm
-
-
-def command(tx: Tx, principal: Principal, run_id: UUID, event: RunEvent) -> RunInfo:
-    """Start, pause, resume or stop a run."""
-    get(tx, principal, run_id)
-    return info(tx, rounds.command_run(tx, run_id, event))
-
-
-def cancel_round(tx: Tx, principal: Principal, round_id: UUID) -> RoundInfo:
-    """End a round without a version; the run pauses."""
-    get_round(tx, principal, round_id)
-    rounds.apply(tx, round_id, RoundEvent.CANCEL)
-    return round_detail(tx, principal, round_id)
 
 
 def get(tx: Tx, principal: Principal, run_id: UUID) -> Run:
@@ -203,7 +191,7 @@ def round_detail(tx: Tx, principal: Principal, round_id: UUID) -> RoundDetail:
         select(Assignment, Client.name)
         .join(Client, Client.id == Assignment.client_id)
         .where(Assignment.round_id == round_id)
-        .order_by(Client.name)
+        .order_by(Client.name, Assignment.attempt)
     )
     assignments = [
         AssignmentInfo.model_validate(

@@ -45,8 +45,11 @@ class AppSettings(DatabaseSettings):
     max_body: int = Field(64 * 1024, gt=0, description="Bytes of a JSON body.")
     max_model_body: int = Field(4 * 1024**2, gt=0, description="Bytes of a model's description.")
     page_limit: int = Field(200, gt=0, le=1000, description="Most items of one page.")
-    lease: float = Field(60, gt=0, description="Seconds a worker may hold a job without renewal.")
+    lease: float = Field(30, gt=0, description="Seconds a worker may hold a job without renewal.")
     job_attempts: int = Field(5, ge=1)
+    watchdog: float = Field(
+        30, gt=0, description="Seconds that work may wait until idle workers are restarted."
+    )
     database_pool: int = Field(10, ge=1, le=200)
     log_level: str = "INFO"
 

@@ -368,7 +368,10 @@ class Update(Table):
     """An accepted update, numbered 1..n in the order of acceptance."""
 
     __tablename__ = "updates"
-    __table_args__ = (UniqueConstraint("round_id", "number"),)
+    __table_args__ = (
+        UniqueConstraint("round_id", "number"),
+        UniqueConstraint("round_id", "client_id"),
+    )
     id: Mapped[UUID] = _id()
     project_id: Mapped[UUID] = mapped_column(ForeignKey("projects.id"))
     round_id: Mapped[UUID] = mapped_column(ForeignKey("rounds.id"))
@@ -432,6 +435,7 @@ class Job(Table):
     error: Mapped[str | None]
     created_at: Mapped[datetime]
     finished_at: Mapped[datetime | None]
+    rung_at: Mapped[datetime | None]
 
 
 # --- ledger ------------------------------------------------------------------------------------

@@ -11,7 +11,9 @@ import hashlib
 import hmac
 import json
 import logging
+import math
 import re
+import secrets
 from collections.abc import Awaitable, Callable, MutableMapping
 from dataclasses import dataclass
 from datetime import datetime
@@ -36,6 +38,8 @@ from app.errors import Conflict, Invalid, Refusal, TooLarge, Unavailable, as_ref
 from app.tables import IdempotentAnswer
 from app.wiring import Coordinator
 from fedselect.errors import FedSelectError
+from fedselect.lifecycle import retry_window
+from fedselect.policies import RoundPolicy
 from fedselect.protocol import Answer, Problem
 
 log = logging.getLogger(__name__)
@@ -44,6 +48,8 @@ Item = TypeVar("Item")
 Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
+CHECK_IN_PATH = "/v1/check-ins"
+RETRY_MEAN = 4.0  # seconds until a call that may pass is tried again
 REQUEST_ID = re.compile(r"^[A-Za-z0-9._-]{1,64}$")
 
 
@@ -245,7 +251,7 @@ def problem(request: Request, refusal: Refusal, errors: list[Any] | None = None)
         request_id=request.scope.get("request_id"),
         errors=errors,
     )
-    headers = {"Retry-After": "2"} if refusal.status in {429, 503} else None
+    headers = {"Retry-After": _when(request)} if _passes(refusal) else None
     if refusal.status == 401:
         headers = {"WWW-Authenticate": "Bearer"}
     return JSONResponse(
@@ -254,6 +260,18 @@ def problem(request: Request, refusal: Refusal, errors: list[Any] | None = None)
         headers,
         media_type="application/problem+json",
     )
+
+
+def _passes(refusal: Refusal) -> bool:
+    """Whether the same call may succeed later."""
+    return refusal.status in {429, 503} or refusal.code == "client_suspended"
+
+
+def _when(request: Request) -> str:
+    """Seconds until the next try, drawn anew for each answer: after an outage all come at once."""
+    waiting = request.url.path == CHECK_IN_PATH
+    low, high = retry_window(RoundPolicy().retry_after if waiting else RETRY_MEAN)
+    return str(math.ceil(low + (high - low) * secrets.randbelow(1000) / 1000))
 
 
 def install_problem_handlers(app: FastAPI) -> None:

@@ -43,7 +43,8 @@ from fedselect.wire import UpdateMeta, decode_version, encode_update
 # What makes this client unable to do one assignment, and leaves everything else as it was.
 _UNABLE = (TrainingError, SpaceError, MaskError, WireError)
 _LOST_ASSIGNMENTS = SETTLED_ASSIGNMENTS - {AssignmentState.ACCEPTED}
-_FAILED_ROUNDS = frozenset({RoundState.ABANDONED, RoundState.FAILED, RoundState.CANCELLED})
+# Not a failed one: it may be tried again, and publish with this very update.
+_LOST_ROUNDS = frozenset({RoundState.ABANDONED, RoundState.CANCELLED})
 _ENDED_RUNS = frozenset({RunState.FINISHED, RunState.STOPPED})
 _INVALID = frozenset({400, 413, 422})  # the same request would be refused again
 
@@ -335,7 +336,7 @@ def _verdict(tentative: Tentative, outcome: Outcome | None) -> bool | None:
     """Whether the work counts; None: that is not known yet."""
     if outcome is None or outcome.assignment_id != tentative.assignment:
         return None
-    if outcome.state in _LOST_ASSIGNMENTS or outcome.round_state in _FAILED_ROUNDS:
+    if outcome.state in _LOST_ASSIGNMENTS or outcome.round_state in _LOST_ROUNDS:
         return False
     if outcome.state is AssignmentState.ACCEPTED and outcome.round_state is RoundState.PUBLISHED:
         return True

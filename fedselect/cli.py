@@ -60,6 +60,7 @@ HALVES = {
             "up": "Start the whole service on this machine.",
             "down": "Stop what `up` started.",
             "status": "Show what runs.",
+            "jobs": "Look at the coordinator's work and retry it.",
             "admin": "Prepare a deployment.",
         },
     ),

@@ -338,6 +338,16 @@ class Operations:
         """Background jobs, all or those in one state."""
         return Listing("/v1/jobs", JobInfo, {"state": state} if state else {})
 
+    @operation
+    def job(self, job_id: UUID) -> Flow[JobInfo]:
+        """One background job."""
+        return self._get(f"/v1/jobs/{job_id}", JobInfo)
+
+    @operation
+    def retry_job(self, job_id: UUID) -> Flow[JobInfo]:
+        """Have a due job done now, or a failed one of a round with the whole round again."""
+        return self._post(f"/v1/jobs/{job_id}/retry", JobInfo)
+
     @listing
     def ledger_entries(self) -> Listing[LedgerEntry]:
         """The sealed ledger, oldest entry first."""

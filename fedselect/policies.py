@@ -104,6 +104,9 @@ class RoundPolicy(Settings):
     )
     weighting: Literal["uniform", "examples"] = "uniform"
     late: Literal["reject"] = "reject"
+    client_attempts: int = Field(
+        2, ge=1, le=10, description="Tries of one client in a round, should its update be rejected."
+    )
     max_attempts: int = Field(
         5, ge=1, le=100, description="Tries of a round before the run pauses."
     )

@@ -7,7 +7,7 @@ from uuid import UUID
 
 from fastapi import APIRouter
 
-from app import catalog, clients, manifests, reports, runs, updates
+from app import catalog, clients, commands, manifests, reports, runs, updates
 from app.auth import Scope
 from app.db import Tx
 from app.routes import problems
@@ -194,7 +194,8 @@ def command_run(
     run_id: UUID, command: Literal["start", "pause", "resume", "stop"], call: Call = WRITE
 ) -> RunInfo:
     """Pausing lets the present round end; stopping cancels it."""
-    return call.run(lambda tx: runs.command(tx, call.who, run_id, RunEvent(command)))
+    event = RunEvent(command)
+    return call.run(lambda tx: commands.command_run(tx, call.who, run_id, event))
 
 
 @router.get(
@@ -263,7 +264,7 @@ def get_round(round_id: UUID, call: Call = READ) -> RoundDetail:
 )
 def cancel_round(round_id: UUID, call: Call = WRITE) -> RoundInfo:
     """The run pauses; resuming it opens the round again."""
-    return call.run(lambda tx: runs.cancel_round(tx, call.who, round_id))
+    return call.run(lambda tx: commands.cancel_round(tx, call.who, round_id))
 
 
 @router.get(
@@ -296,7 +297,28 @@ def list_jobs(
     def work(tx: Tx) -> Page[JobInfo]:
         order = (Job.created_at, Job.id)
         rows, cursor = page(tx, reports.jobs(call.who, state), order=order, paging=paging)
-        shown = [JobInfo.model_validate(row, from_attributes=True) for row in rows]
-        return Page(items=shown, next=cursor)
+        return Page(items=[reports.job_info(row) for row in rows], next=cursor)
 
     return call.run(work)
+
+
+@router.get(
+    "/jobs/{job_id}",
+    operation_id="getJob",
+    summary="Look at a job",
+    responses=problems(401, 403, 404),
+)
+def get_job(job_id: UUID, call: Call = READ) -> JobInfo:
+    """One job, with the error of its last attempt."""
+    return call.run(lambda tx: reports.job_info(reports.job(tx, call.who, job_id)))
+
+
+@router.post(
+    "/jobs/{job_id}/retry",
+    operation_id="retryJob",
+    summary="Have a job done now",
+    responses=problems(401, 403, 404, 409),
+)
+def retry_job(job_id: UUID, call: Call = WRITE) -> JobInfo:
+    """A due job runs at once; a failed one of a round takes round and run back to work."""
+    return call.run(lambda tx: commands.retry_job(tx, call.who, job_id))

@@ -102,7 +102,8 @@ class Row:
 class Coordinator:
     """``fates`` says what becomes of (round, attempt); everything else is published.
 
-    Fates: abandon, fail, cancel (an accepted update's round), reject, late, expire.
+    Fates: abandon, cancel (an accepted update's round), fail (and be published after all, by a
+    retry), reject, late, expire.
     """
 
     rounds: int = 2
@@ -202,7 +203,7 @@ class Coordinator:
         if body.pending and row is None:
             return problem(404, "not_found")
         waits = row is not None and row.state in {A.UPLOADED, A.ACCEPTED}
-        waits = waits and row.round_state is R.AGGREGATING
+        waits = waits and row.round_state in {R.AGGREGATING, R.FAILED}
         work = None if waits else self._work()
         pending = row and protocol.Outcome(
             assignment_id=row.id, state=row.state, round_state=row.round_state, reason=row.reason
@@ -286,8 +287,10 @@ class Coordinator:
         fate = self._fate(row)
         if row.state is A.UPLOADED:
             self._verify(row, rejected=fate == "reject")
-        elif row.state is A.ACCEPTED and row.round_state is R.AGGREGATING:
-            ends = {"abandon": R.ABANDONED, "fail": R.FAILED, "cancel": R.CANCELLED}
+        elif row.state is A.ACCEPTED and row.round_state in {R.AGGREGATING, R.FAILED}:
+            ends = {"abandon": R.ABANDONED, "cancel": R.CANCELLED}
+            if row.round_state is R.AGGREGATING:
+                ends["fail"] = R.FAILED
             row.round_state = ends.get(fate, R.PUBLISHED)
             if row.round_state is R.PUBLISHED:
                 self._publish(row)

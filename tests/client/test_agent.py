@@ -113,7 +113,7 @@ def test_training_gets_the_seed_of_the_protocol(live: Live) -> None:
 # --- tentative until published -----------------------------------------------------------------
 
 
-@pytest.mark.parametrize("fate", ["abandon", "fail", "cancel", "reject", "late", "expire"])
+@pytest.mark.parametrize("fate", ["abandon", "cancel", "reject", "late", "expire"])
 def test_work_that_does_not_count_is_discarded_and_done_again(live: Live, fate: str) -> None:
     plain = live(rounds=2)
     plain.run()
@@ -133,6 +133,17 @@ def test_work_that_does_not_count_is_discarded_and_done_again(live: Live, fate: 
     assert len(life.other.sent) == 2 + sent
     more = life.record().bytes_sent - plain.record().bytes_sent
     assert (more > 0) == bool(sent)
+
+
+def test_a_failed_round_is_not_over(live: Live) -> None:
+    """Its jobs may be tried again, and then the work counts after all."""
+    plain, life = live(rounds=2), live(rounds=2, fates={(1, 1): "fail"})
+    plain.run()
+    life.run()
+    assert life.outcomes() == plain.outcomes()
+    assert [s.detail for s in life.steps].count("the round is not over") == 1 + 2
+    assert life.state().to_bytes(SPACE) == plain.state().to_bytes(SPACE)
+    assert life.other.files == plain.other.files
 
 
 def test_a_discarded_step_says_why(live: Live) -> None:

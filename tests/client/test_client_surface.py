@@ -57,6 +57,8 @@ CALLS = {
     "cancel_round": ("POST", "/v1/rounds/{id}/cancel"),
     "manifest": ("GET", "/v1/rounds/{id}/manifest"),
     "jobs": ("GET", "/v1/jobs"),
+    "job": ("GET", f"/v1/jobs/{ID}"),
+    "retry_job": ("POST", f"/v1/jobs/{ID}/retry"),
     "ledger_entries": ("GET", "/v1/ledger/entries"),
     "checkpoint": ("GET", "/v1/ledger/checkpoint"),
 }

@@ -5,6 +5,7 @@ from __future__ import annotations
 from datetime import UTC, datetime, timedelta
 from itertools import product
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -29,6 +30,7 @@ from fedselect.lifecycle import (
     RunState,
     after_round,
     decide,
+    may_try_again,
     next_assignment_state,
     next_run_state,
     retry_window,
@@ -99,23 +101,37 @@ def after(event: RoundEvent, now: datetime, *, policy: RoundPolicy = POLICY, **c
     return decide(facts(**changes), event, policy=policy, now=now).to
 
 
-# Columns: join settle tick publish fail cancel; early in a round with nobody done.
+NEVER = "refused"
+# Columns: join settle tick publish fail retry cancel; early in a round with nobody done.
 ROUNDS = {
-    R.SELECTING: [STAY.to, STAY.to, STAY.to, "refused", "refused", R.CANCELLED],
-    R.COLLECTING: ["refused", STAY.to, STAY.to, "refused", "refused", R.CANCELLED],
-    R.AGGREGATING: ["refused", STAY.to, STAY.to, R.PUBLISHED, R.FAILED, R.CANCELLED],
+    R.SELECTING: [STAY.to, STAY.to, STAY.to, NEVER, NEVER, NEVER, R.CANCELLED],
+    R.COLLECTING: [NEVER, STAY.to, STAY.to, NEVER, NEVER, NEVER, R.CANCELLED],
+    R.AGGREGATING: [NEVER, STAY.to, STAY.to, R.PUBLISHED, R.FAILED, NEVER, R.CANCELLED],
+    R.FAILED: [NEVER, STAY.to, STAY.to, NEVER, NEVER, R.AGGREGATING, R.CANCELLED],
     **{
-        state: ["refused", STAY.to, STAY.to, "refused", "refused", "refused"]
-        for state in (R.PUBLISHED, R.ABANDONED, R.FAILED, R.CANCELLED)
+        state: [NEVER, STAY.to, STAY.to, NEVER, NEVER, NEVER, NEVER]
+        for state in (R.PUBLISHED, R.ABANDONED, R.CANCELLED)
     },
 }
+
+
+@pytest.mark.parametrize(
+    ("table", "states", "events"),
+    [
+        (ASSIGNMENTS, AssignmentState, AssignmentEvent),
+        (ROUNDS, RoundState, RoundEvent),
+    ],
+)
+def test_the_tables_of_expectations_are_complete_products(table, states, events):
+    assert set(table) == set(states)
+    assert {len(row) for row in table.values()} == {len(events)}
 
 
 @pytest.mark.parametrize(("state", "event"), list(product(RoundState, RoundEvent)))
 def test_every_round_state_and_event(state, event):
     expected = ROUNDS[state][list(RoundEvent).index(event)]
     quiet = facts(state, assigned=1, open=1)
-    if expected == "refused":
+    if expected == NEVER:
         with pytest.raises(LifecycleError) as caught:
             decide(quiet, event, policy=POLICY, now=START)
         assert caught.value.code == f"round_{state.value}"
@@ -206,6 +222,22 @@ def test_the_goal_may_be_reached_while_still_selecting():
     assert after(RoundEvent.SETTLE, START, **seen | {"pending": 1}) is None
 
 
+def test_who_may_try_again_is_waited_for_only_without_a_quorum():
+    before, at = REPORT_ENDS - TICK, REPORT_ENDS
+    assert after(RoundEvent.SETTLE, before, open=0, accepted=1, again=1) is None
+    assert after(RoundEvent.TICK, at, open=0, accepted=1, again=1) is R.ABANDONED
+    assert after(RoundEvent.SETTLE, START, open=0, accepted=2, again=1) is R.AGGREGATING
+    assert after(RoundEvent.SETTLE, START, open=0, accepted=1, again=0) is R.ABANDONED
+
+
+@pytest.mark.parametrize("state", AssignmentState)
+def test_only_a_rejected_client_gets_a_further_attempt(state):
+    policy = RoundPolicy(client_attempts=3)
+    found = [may_try_again(state, attempt, policy) for attempt in (1, 2, 3, 4)]
+    assert found == ([True, True, False, False] if state is A.REJECTED else [False] * 4)
+    assert RoundPolicy().client_attempts == 2
+
+
 def test_everyone_settled_while_selecting_waits_for_more_clients():
     seen = {"state": R.SELECTING, "assigned": 3, "open": 0, "accepted": 3}
     assert after(RoundEvent.SETTLE, SELECTION_ENDS - TICK, **seen) is None
@@ -275,6 +307,11 @@ def test_every_run_state_and_event(state, event):
         assert next_run_state(state, event) is expected
 
 
+def test_the_table_of_runs_is_a_complete_product():
+    assert set(RUNS) == set(RunState)
+    assert {len(row) for row in RUNS.values()} == {len(RunEvent)}
+
+
 def test_terminal_runs_have_no_way_out():
     assert not {state for state, _ in RUN_TRANSITIONS} & {V.FINISHED, V.STOPPED}
     assert set(RUN_TRANSITIONS.values()) | {V.CREATED} == set(RunState)
@@ -290,7 +327,11 @@ RUNNING = {
 PLACES = [(3, 1), (9, 1), (3, 5)]  # (number, attempt) of 9 rounds with 5 tries
 
 
-@pytest.mark.parametrize(("run", "ended"), list(product(RunState, sorted(TERMINAL_ROUNDS))))
+# A failed round has not ended, but its run must not go on either.
+ENDS = sorted({*TERMINAL_ROUNDS, R.FAILED})
+
+
+@pytest.mark.parametrize(("run", "ended"), list(product(RunState, ENDS)))
 def test_what_follows_a_round(run, ended):
     for place, (number, attempt) in enumerate(PLACES):
         expected = RUNNING[ended][place] if run is V.RUNNING else AfterRound.NOTHING
@@ -311,7 +352,43 @@ def test_evaluating_is_an_event_the_run_can_take():
         assert next_run_state(run, RunEvent.EVALUATE) is V.EVALUATING
 
 
+# --- check-ins ---------------------------------------------------------------------------------
+
+CLIENTS, MEAN, WINDOWS = 10_000, 30.0, 20
+
+
+def load_after_a_herd(window: tuple[float, float], *, seed: int) -> np.ndarray:
+    """Check-ins in bins of a tenth of the mean, relative to the mean load; shape (bins,).
+
+    All clients check in at time 0 (which is not counted), and then whenever the window says.
+    """
+    rng = np.random.default_rng(seed)
+    times = np.zeros(CLIENTS)
+    bins = np.zeros(WINDOWS * 10)
+    while (times < WINDOWS * MEAN).any():
+        times = times + rng.uniform(*window, size=CLIENTS)
+        places = (times / (MEAN / 10)).astype(int)
+        bins += np.bincount(places[places < len(bins)], minlength=len(bins))
+    return bins / (CLIENTS / 10)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_a_herd_is_spread(seed):
+    """Peak over mean stays below 1.5 in every bin, even those of the herd's own first window."""
+    load = load_after_a_herd(retry_window(MEAN), seed=seed)
+    assert load.max() <= 1.45
+    evened_out = load[50:]
+    assert abs(evened_out.mean() - 1) < 0.01
+    assert evened_out.max() < 1.15
+
+
+def test_the_simulation_sees_a_narrower_window():
+    narrow = (0.5 * MEAN, 1.5 * MEAN)
+    assert max(load_after_a_herd(narrow, seed=seed).max() for seed in range(20)) > 1.5
+    assert load_after_a_herd((0.9 * MEAN, 1.1 * MEAN), seed=0).max() > 3
+
+
 def test_check_ins_are_spread_around_the_mean():
     low, high = retry_window(30)
-    assert (low, high) == (15, 45)
+    assert (low, high) == (7.5, 52.5)
     assert (low + high) / 2 == 30

@@ -183,9 +183,10 @@ def make_model(
 
 
 def settings(*, rounds: int = 1, policy: Json | None = None, **rules: Any) -> Json:
-    """Run settings without over-selection; ``rules`` are those of the round."""
+    """Run settings without over-selection or second tries; ``rules`` are those of the round."""
     goal = rules.get("goal", 2)
-    rules = {"goal": goal, "quorum": goal, "over_selection": 1, "retry_after": 1, **rules}
+    plain = {"over_selection": 1, "client_attempts": 1, "retry_after": 1}
+    rules = {"goal": goal, "quorum": goal, **plain, **rules}
     policy = policy or {"personal": "learned", "start_round": 0, "growth": 0}
     return {"rounds": rounds, "policy": policy, "training": {"steps": 2}, "round": rules}
 

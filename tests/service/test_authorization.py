@@ -19,8 +19,10 @@ from .factories import (
     Project,
     TestClient,
     announce,
+    complete,
     contribute,
     drain,
+    due_jobs,
     make_client,
     make_clients,
     make_model,
@@ -30,6 +32,7 @@ from .factories import (
     make_token,
     ok,
     refused,
+    upload,
 )
 
 OWNER, AUDITOR, CLIENT = "owner", "auditor", "client"
@@ -68,6 +71,8 @@ ALLOWED: dict[str, set[str]] = {
     "POST /v1/rounds/{round_id}/cancel": {OWNER},
     "GET /v1/rounds/{round_id}/manifest": STAFF,
     "GET /v1/jobs": STAFF,
+    "GET /v1/jobs/{job_id}": STAFF,
+    "POST /v1/jobs/{job_id}/retry": {OWNER},
     "GET /v1/ledger/entries": STAFF,
     "GET /v1/ledger/checkpoint": STAFF,
 }
@@ -143,6 +148,11 @@ def world(core: Any, api: TestClient) -> World:
     # A round whose cancellation disturbs nobody: that of a second run.
     second = make_run(project, model)
     spare = ok(project.owner.get(f"/v1/runs/{second['id']}/rounds"))["items"]
+    # A job that nobody does.
+    space = {"name": "waiting", "space": make_space().to_json()}
+    waiting = ok(project.owner.post("/v1/models", space), 201)
+    path = f"/v1/models/{waiting['id']}/uploads"
+    complete(project.owner, upload(project.owner, path, b"x" * 600))
     return World(
         project,
         {
@@ -153,6 +163,7 @@ def world(core: Any, api: TestClient) -> World:
             "model_id": model.id,
             "run_id": run["id"],
             "round_id": spare[0]["id"],
+            "job_id": str(due_jobs(project)[0]),
         },
         bodies_for(model.id, make_token(project)),
         {OWNER: project.owner, AUDITOR: project.caller(AUDITOR), CLIENT: clients[0]},

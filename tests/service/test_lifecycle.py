@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import pytest
+from sqlalchemy.exc import IntegrityError
 
 from fedselect.lifecycle import (
     ASSIGNMENT_TRANSITIONS,
@@ -255,6 +256,86 @@ def test_verification_that_takes_too_long(campaign: Any) -> None:
     drain(c.project)
     manifest = ok(c.project.owner.get(f"/v1/rounds/{c.rounds()[0]['id']}/manifest"))["manifest"]
     assert len(manifest["updates"]) == 2
+
+
+# --- a further attempt -----------------------------------------------------------------------
+
+
+def test_a_rejected_client_tries_again_in_the_same_round(campaign: Any) -> None:
+    c = campaign(clients=2, client_attempts=2)
+    contribute(c.clients[1], c.model)
+    drain(c.project)
+    first = c.clients[0].assignment()
+    deliver(c.clients[0], first, b"damaged on the way")
+    drain(c.project)
+    assert c.states() == [(1, 1, "collecting")], "its quorum of 2 is still within reach"
+    answer = c.clients[0].check_in(pending=first["id"])
+    assert answer["pending"]["state"] == "rejected"
+    second = answer["assignment"]
+    assert (second["attempt"], second["round"]) == (2, first["round"])
+    assert second["base"] == first["base"]
+    assert second["deadline"] == first["deadline"]
+    assert c.clients[0].assignment() == second
+    contribute(c.clients[0], c.model, seed=1)
+    drain(c.project)
+    assert c.states() == [(1, 1, "published")]
+    (manifest,) = c.project.sql(
+        "SELECT body::json->'updates' FROM manifests JOIN rounds ON rounds.id = round_id"
+        " WHERE project_id = :project"
+    )
+    assert len(manifest[0]) == 2, "one update of each client"
+
+
+def test_attempts_of_a_client_are_bounded(campaign: Any) -> None:
+    c = campaign(clients=3, client_attempts=2)
+    for _ in range(2):
+        found = c.clients[0].assignment()
+        deliver(c.clients[0], found, b"damaged")
+        drain(c.project)
+    assert c.clients[0].check_in()["assignment"] is None
+    for number, client in enumerate(c.clients[1:]):
+        contribute(client, c.model, seed=number)
+    drain(c.project)
+    assert c.states() == [(1, 1, "published")]
+    states = [a["state"] for a in c.detail()["assignments"]]
+    assert sorted(states) == ["accepted", "accepted", "rejected", "rejected"]
+
+
+def test_a_client_counts_once_for_the_selection(campaign: Any) -> None:
+    """A further attempt is not another client."""
+    c = campaign(clients=3, client_attempts=2)
+    deliver(c.clients[0], c.clients[0].assignment(), b"damaged")
+    drain(c.project)
+    assert c.clients[0].assignment()["attempt"] == 2
+    c.clients[1].assignment()
+    assert c.states() == [(1, 1, "selecting")]
+    c.clients[2].assignment()
+    assert c.states() == [(1, 1, "collecting")]
+
+
+def test_no_further_attempt_in_a_round_that_has_closed(campaign: Any) -> None:
+    c = campaign(clients=3, client_attempts=5)
+    found = c.clients[0].assignment()
+    for number, client in enumerate(c.clients[1:]):
+        contribute(client, c.model, seed=number)
+    deliver(c.clients[0], found, b"damaged")
+    drain(c.project)
+    assert c.states() == [(1, 1, "published")]
+    assert c.clients[0].check_in(pending=found["id"])["assignment"]["kind"] == "evaluate"
+
+
+def test_two_updates_of_one_client_cannot_be_in_one_round(campaign: Any) -> None:
+    """Whatever the code does: the database says no."""
+    c = campaign(clients=2, goal=2)
+    contribute(c.clients[0], c.model)
+    drain(c.project)
+    copy = (
+        "INSERT INTO updates SELECT gen_random_uuid(), project_id, round_id, gen_random_uuid(),"
+        " client_id, mask_id, number + 1, object_key, sha256, size, examples, created_at"
+        " FROM updates WHERE project_id = :project"
+    )
+    with pytest.raises(IntegrityError, match="uq_updates_round_id_client_id"):
+        c.project.sql(copy)
 
 
 # --- clients that say no -----------------------------------------------------------------------
