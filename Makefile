@@ -4,7 +4,7 @@ BIN := .venv/bin
 TASK ?= watch
 READY := .venv/.ready
 
-.PHONY: install demo test check format constraints clean
+.PHONY: install demo test soak check format constraints clean
 .DELETE_ON_ERROR:
 
 install: $(READY)
@@ -21,6 +21,9 @@ demo: $(READY)  ## ten agents, one coordinator, the whole job; TASK=watch|digits
 
 test: $(READY)  ## the whole suite on real servers
 	$(BIN)/python -m pytest -n 2
+
+soak: $(READY)  ## long proofs of docs/RELIABILITY.md; QUICK=1 ONLY=name SEED=number
+	$(BIN)/python -m tests.soak $(if $(QUICK),--quick) $(addprefix --only ,$(ONLY)) $(if $(SEED),--seed $(SEED))
 
 check: $(READY)  ## style, types, architecture
 	$(BIN)/ruff check .

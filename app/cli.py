@@ -112,7 +112,7 @@ def prepare(root: Path, environment: dict[str, str]) -> None:
 
 
 def _first_key(core: wiring.Coordinator, role: str = "owner") -> str:
-    with core.db.transaction("command-line") as tx:
+    with core.db.transaction("command-line", "first_key") as tx:
         project = tenants.ensure_project(tx, organisation="default", project="default")
         return tenants.issue_key(tx, core.settings.pepper, project=project, role=role)
 
@@ -140,7 +140,7 @@ def create_key(
     role: Annotated[str, typer.Option(help="owner or auditor")] = "owner",
 ) -> None:
     """Print a new key of a project, created with it if needed. It is shown this one time."""
-    with _coordinator() as core, core.db.transaction("command-line") as tx:
+    with _coordinator() as core, core.db.transaction("command-line", "create_key") as tx:
         project_id = tenants.ensure_project(tx, organisation=organisation, project=project)
         key = tenants.issue_key(tx, core.settings.pepper, project=project_id, role=role)
     typer.echo(key)

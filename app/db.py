@@ -16,6 +16,8 @@ from sqlalchemy import create_engine, text
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
+from app import failpoints
+
 Clock = Callable[[], datetime]
 UNIQUE_VIOLATION = "23505"
 log = logging.getLogger(__name__)
@@ -76,12 +78,17 @@ class Database:
         self._ring = ring
 
     @contextmanager
-    def transaction(self, actor: str) -> Iterator[Tx]:
-        """Commit at the end, roll back on any exception, then run the after-commit hooks."""
+    def transaction(self, actor: str, purpose: str = "unnamed") -> Iterator[Tx]:
+        """Commit at the end, roll back on any exception, then run the after-commit hooks.
+
+        ``purpose`` names the places before and after the commit (`app/failpoints.py`).
+        """
         with Session(self._engine, expire_on_commit=False) as session:
             tx = Tx(session, self._clock(), actor, self._ring)
             yield tx
+            failpoints.reach(f"{purpose}.before_commit")
             session.commit()
+        failpoints.reach(f"{purpose}.after_commit")
         tx.run_hooks()
 
     @contextmanager

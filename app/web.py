@@ -71,6 +71,7 @@ class Call:
     route: str
     principal: Principal | None
     idempotency_key: str | None
+    purpose: str  # the name of the route's function
     anonymous: str = "public"  # who asks on a route that needs no key
 
     @property
@@ -87,7 +88,7 @@ class Call:
 
     def run(self, work: Callable[[Tx], Item]) -> Item:
         """Do the work in one transaction."""
-        with self.core.db.transaction(self.actor) as tx:
+        with self.core.db.transaction(self.actor, self.purpose) as tx:
             return work(tx)
 
     def create(self, body: BaseModel, work: Callable[[Tx], Shape], shape: type[Shape]) -> Shape:
@@ -99,7 +100,7 @@ class Call:
         """
         if self.idempotency_key is None:
             return self.run(work)
-        with self.core.db.transaction(self.actor) as tx:
+        with self.core.db.transaction(self.actor, self.purpose) as tx:
             return _once(tx, self, body.model_dump_json().encode(), work, shape)
 
 
@@ -112,10 +113,10 @@ def require(scope: Scope) -> Any:
         idempotency_key: Annotated[str | None, Header(max_length=255)] = None,
     ) -> Call:
         core: Coordinator = request.app.state.core
-        with core.db.transaction("auth") as tx:
+        with core.db.transaction("auth", "authenticate") as tx:
             principal = auth.authenticate(tx, core.settings.pepper, authorization)
         principal.require(scope)
-        return Call(core, _route(request), principal, idempotency_key)
+        return Call(core, _route(request), principal, idempotency_key, _purpose(request))
 
     authenticated.scope = scope  # type: ignore[attr-defined]  # read by the route walk of the tests
     return Depends(authenticated)
@@ -128,7 +129,8 @@ def public() -> Any:
         request: Request,
         idempotency_key: Annotated[str | None, Header(max_length=255)] = None,
     ) -> Call:
-        return Call(request.app.state.core, _route(request), None, idempotency_key)
+        core: Coordinator = request.app.state.core
+        return Call(core, _route(request), None, idempotency_key, _purpose(request))
 
     unauthenticated.scope = None  # type: ignore[attr-defined]
     return Depends(unauthenticated)
@@ -136,6 +138,10 @@ def public() -> Any:
 
 def _route(request: Request) -> str:
     return f"{request.method} {request.url.path}"
+
+
+def _purpose(request: Request) -> str:
+    return str(request.scope["route"].name)
 
 
 # --- idempotency -------------------------------------------------------------------------------

@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
+from app import failpoints
 from app.db import Clock, Database
 from app.jobs import Doorbell
 from app.ledger import Sealer
@@ -38,7 +39,7 @@ def now() -> datetime:
 def build(settings: AppSettings | None = None, *, clock: Clock = now) -> Coordinator:
     """Build all parts; connections are opened when they are first used."""
     settings = settings or AppSettings()
-    bell = Doorbell(settings.redis_url.get_secret_value())
+    bell = failpoints.bracket(Doorbell(settings.redis_url.get_secret_value()), "bell")
     db = Database(
         settings.database_url.get_secret_value(),
         pool=settings.database_pool,
@@ -46,4 +47,5 @@ def build(settings: AppSettings | None = None, *, clock: Clock = now) -> Coordin
         ring=bell.ring,
     )
     sealer = Sealer(settings.ledger_seed, settings.ledger_origin)
-    return Coordinator(settings, db, S3Storage(settings), sealer, bell)
+    storage = failpoints.bracket(S3Storage(settings), "store")
+    return Coordinator(settings, db, storage, sealer, bell)
