@@ -13,9 +13,9 @@ from sqlalchemy import Select, select
 from app import ledger
 from app.auth import Principal
 from app.db import Tx
-from app.errors import Conflict, Missing
+from app.errors import Conflict, Gone, Missing
 from app.storage import Storage
-from app.tables import Model, Version
+from app.tables import Model, Object, Version
 from fedselect import __version__
 from fedselect.protocol import Download, ModelCreate, ModelInfo, VersionInfo
 from fedselect.space import ParameterSpace
@@ -124,8 +124,14 @@ def get_version(tx: Tx, principal: Principal, version_id: UUID) -> Version:
 def download(
     tx: Tx, principal: Principal, version_id: UUID, *, storage: Storage, lifetime: float
 ) -> Download:
-    """A signed address of a version file."""
+    """A signed address of a version file.
+
+    Raises:
+        Gone: it was deleted.
+    """
     version = get_version(tx, principal, version_id)
+    if tx.session.get_one(Object, version.object_key).deletion_id is not None:
+        raise Gone(f"the file of version {version.number} was deleted", code="version_deleted")
     until = tx.now + timedelta(seconds=lifetime)
     return storage.sign_get(
         version.object_key, sha256=version.sha256, size=version.size, until=until

@@ -19,7 +19,7 @@ from alembic.config import Config
 from rich.console import Console
 from rich.table import Table
 
-from app import jobs_cli, tenants, wiring
+from app import jobs_cli, tenants, upkeep_cli, wiring
 from fedselect.personal import write_atomically
 
 if TYPE_CHECKING:
@@ -41,6 +41,7 @@ def register(app: typer.Typer) -> None:
     app.command()(status)
     app.add_typer(jobs_cli.app, name="jobs")
     app.add_typer(admin, name="admin")
+    upkeep_cli.register(app, admin)
 
 
 def up(root: Root = DEFAULT_ROOT, as_json: AsJson = False) -> None:

@@ -85,7 +85,7 @@ def register(tx: Tx, body: Registration, *, pepper: bytes) -> Registered:
         "client.registered",
         f"client:{client.id}",
         project=project,
-        body={"name": client.name, "tags": client.tags, "enrolment": enrolment.id},
+        body={"enrolment": enrolment.id},  # no name: it must be possible to forget it
     )
     key = auth.issue_key(tx, pepper, project=project, role="client", client=client.id)
     return Registered(client=info(client), key=key)
@@ -104,6 +104,17 @@ def change(tx: Tx, principal: Principal, client_id: UUID, *, command: str) -> Cl
         raise Conflict("a revoked client stays revoked; enrol it anew", code="client_revoked")
     if client.state == state:
         return info(client)
+    _enter(tx, client, state)
+    return info(client)
+
+
+def revoke(tx: Tx, client: Client) -> None:
+    """Shut a client out for good and end its keys; its row must be locked."""
+    if client.state != "revoked":
+        _enter(tx, client, "revoked")
+
+
+def _enter(tx: Tx, client: Client, state: str) -> None:
     body = {"from": client.state, "to": state}
     client.state = state
     if state == "revoked":
@@ -112,7 +123,6 @@ def change(tx: Tx, principal: Principal, client_id: UUID, *, command: str) -> Cl
     ledger.append(
         tx, f"client.{state}", f"client:{client.id}", project=client.project_id, body=body
     )
-    return info(client)
 
 
 def get(tx: Tx, principal: Principal, client_id: UUID, *, lock: bool = False) -> Client:
@@ -121,7 +131,16 @@ def get(tx: Tx, principal: Principal, client_id: UUID, *, lock: bool = False) ->
     Raises:
         Missing: there is none.
     """
-    query = select(Client).where(Client.id == client_id, Client.project_id == principal.project_id)
+    return of_project(tx, principal.project_id, client_id, lock=lock)
+
+
+def of_project(tx: Tx, project_id: UUID, client_id: UUID, *, lock: bool = False) -> Client:
+    """A client of a project.
+
+    Raises:
+        Missing: there is none.
+    """
+    query = select(Client).where(Client.id == client_id, Client.project_id == project_id)
     client = tx.session.scalars(query.with_for_update() if lock else query).first()
     if client is None:
         raise Missing(f"there is no client {client_id} in this project")

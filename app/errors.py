@@ -8,6 +8,7 @@ Refusal
 ├── Forbidden        403  the key's role may not do this
 ├── Missing          404  not there, or not yours
 ├── Conflict         409  the present state forbids it
+├── Gone             410  it was deleted, as the retention rules say
 ├── TooLarge         413  more bytes than are read
 └── Unavailable      503  a server behind the coordinator does not answer
 """
@@ -53,6 +54,12 @@ class Conflict(Refusal):
     """The present state forbids it; asking again changes nothing."""
 
     status, title, code = 409, "Conflict", "conflict"
+
+
+class Gone(Refusal):
+    """It was here, and has been deleted for good."""
+
+    status, title, code = 410, "Gone", "object_deleted"
 
 
 class TooLarge(Refusal):

@@ -13,9 +13,9 @@ from uuid import UUID
 from sqlalchemy import select
 
 from app.db import Tx
-from app.errors import Missing
+from app.errors import Gone, Missing
 from app.storage import Storage
-from app.tables import Client, ManifestRecord, MaskRecord, Model, Round, Run, Update, Version
+from app.tables import ManifestRecord, MaskRecord, Model, Object, Round, Run, Update, Version
 from fedselect.aggregate import GROUP, SHARD
 from fedselect.audit import canonical_json
 from fedselect.policies import RoundPolicy, RunSettings
@@ -53,16 +53,15 @@ def freeze(tx: Tx, run: Run, current: Round) -> int:
 def _updates(tx: Tx, current: Round, policy: RoundPolicy) -> list[ManifestUpdate]:
     tx.session.flush()
     query = (
-        select(Update, MaskRecord, Client.name)
+        select(Update, MaskRecord)
         .join(MaskRecord, MaskRecord.id == Update.mask_id)
-        .join(Client, Client.id == Update.client_id)
         .where(Update.round_id == current.id)
         .order_by(Update.number)
     )
     return [
         ManifestUpdate(
             number=update.number,
-            client=name,
+            client=str(update.client_id),
             object=update.object_key,
             sha256=update.sha256,
             mask_object=mask.object_key,
@@ -70,7 +69,7 @@ def _updates(tx: Tx, current: Round, policy: RoundPolicy) -> list[ManifestUpdate
             examples=update.examples,
             weight=update.examples if policy.weighting == "examples" else 1,
         )
-        for update, mask, name in tx.session.execute(query)
+        for update, mask in tx.session.execute(query)
     ]
 
 
@@ -88,10 +87,22 @@ def digest(tx: Tx, round_id: UUID) -> str:
     return _record(tx, round_id).sha256
 
 
-def document(tx: Tx, round_id: UUID, *, storage: Storage, lifetime: float) -> ManifestDocument:
-    """A manifest with signed addresses of all files it names, for whoever wants to recompute."""
+def bare(tx: Tx, round_id: UUID) -> ManifestDocument:
+    """A manifest without addresses; this is there for ever."""
     record = _record(tx, round_id)
     manifest = Manifest.model_validate(json.loads(record.body))
+    return ManifestDocument(sha256=record.sha256, manifest=manifest, downloads={})
+
+
+def document(tx: Tx, round_id: UUID, *, storage: Storage, lifetime: float) -> ManifestDocument:
+    """A manifest with signed addresses of all files it names, for whoever wants to recompute.
+
+    Raises:
+        Gone: some of them were deleted, so the version is no longer recomputable.
+    """
+    record = _record(tx, round_id)
+    manifest = Manifest.model_validate(json.loads(record.body))
+    _check_there(tx, round_id, manifest)
     until = tx.now + timedelta(seconds=lifetime)
     files = {manifest.base_object: manifest.base_sha256}
     for update in manifest.updates:
@@ -103,6 +114,20 @@ def document(tx: Tx, round_id: UUID, *, storage: Storage, lifetime: float) -> Ma
         for key, sha256 in files.items()
     }
     return ManifestDocument(sha256=record.sha256, manifest=manifest, downloads=downloads)
+
+
+def _check_there(tx: Tx, round_id: UUID, manifest: Manifest) -> None:
+    marked = select(Version.id).where(Version.round_id == round_id, ~Version.recomputable)
+    keys = {key for u in manifest.updates for key in (u.object, u.mask_object)}
+    gone = select(Object.key).where(
+        Object.key.in_({*keys, manifest.base_object}), Object.deletion_id.is_not(None)
+    )
+    if tx.session.scalar(marked) or tx.session.scalar(gone.limit(1)):
+        raise Gone(
+            "files that this manifest names were deleted, so its version cannot be recomputed any "
+            "more; with files=false you get the manifest itself",
+            code="version_unrecomputable",
+        )
 
 
 def _sizes(tx: Tx, round_id: UUID, manifest: Manifest) -> dict[str, int]:

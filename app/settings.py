@@ -50,6 +50,25 @@ class AppSettings(DatabaseSettings):
     watchdog: float = Field(
         30, gt=0, description="Seconds that work may wait until idle workers are restarted."
     )
+    recompute_window: float = Field(
+        90, ge=0, description="Days a published version stays recomputable; longer if pinned."
+    )
+    retain_unpublished: float = Field(
+        7, ge=0, description="Days the files of a round without a version stay."
+    )
+    retain_quarantine: float = Field(30, ge=0, description="Days a refused file stays.")
+    retain_orphans: float = Field(
+        1, ge=0.05, description="Days before what no row names may go; longer than any upload."
+    )
+    retain_answers: float = Field(7, ge=1, description="Days an Idempotency-Key is remembered.")
+    retain_evaluations: float | None = Field(
+        None, gt=0, description="Days the evaluations of an ended run stay; unset: for good."
+    )
+    retain_versions: float | None = Field(
+        None, gt=0, description="Days an old version's file stays; unset: for good."
+    )
+    gc_every: float = Field(900, gt=0, description="Seconds between two collections.")
+    gc_batch: int = Field(500, ge=1, le=10_000, description="Objects deleted at a time.")
     database_pool: int = Field(10, ge=1, le=200)
     log_level: str = "INFO"
 

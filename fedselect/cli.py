@@ -62,6 +62,9 @@ HALVES = {
             "status": "Show what runs.",
             "jobs": "Look at the coordinator's work and retry it.",
             "admin": "Prepare a deployment.",
+            "gc": "Delete what is too old.",
+            "backup": "Write database and bucket to a folder.",
+            "restore": "Read them back, and verify everything.",
         },
     ),
 }

@@ -47,6 +47,7 @@ from fedselect.protocol import (
     UploadTicket,
     VersionInfo,
 )
+from fedselect.retention import Erasure
 
 if TYPE_CHECKING:
     from fedselect.client import AsyncClient, Client
@@ -243,6 +244,11 @@ class Operations:
     def revoke_client(self, client_id: UUID) -> Flow[ClientInfo]:
         """Shut a client out for good; its keys end."""
         return self._post(f"/v1/clients/{client_id}/revoke", ClientInfo)
+
+    @operation
+    def erase_client(self, client_id: UUID) -> Flow[Erasure]:
+        """Revoke a client and delete all that it has sent; the answer says what remains."""
+        return self._post(f"/v1/clients/{client_id}/erase", Erasure)
 
     @operation
     def create_model(self, model: ModelCreate) -> Flow[ModelInfo]:

@@ -108,6 +108,9 @@ class VersionInfo(Answer):
     parent_id: UUID | None
     manifest_sha256: str | None
     code_version: str
+    recomputable: bool = Field(
+        True, description="False once files behind it were deleted; see docs/OPERATIONS.md."
+    )
     created_at: datetime
 
 
@@ -349,7 +352,7 @@ class ManifestUpdate(Answer):
     """One update of a manifest: where its verified file lies and how it counts."""
 
     number: int
-    client: str
+    client: str = Field(description="The client's id; names are not frozen.")
     object: str
     sha256: str
     mask_object: str

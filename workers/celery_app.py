@@ -15,7 +15,8 @@ from app.settings import AppSettings
 from workers import running, sweep
 
 SWEEP_EVERY = 1.0  # seconds
-celery = broker(AppSettings().redis_url.get_secret_value())
+settings = AppSettings()
+celery = broker(settings.redis_url.get_secret_value())
 celery.conf.beat_schedule = {
     name: {"task": name, "schedule": SWEEP_EVERY, "options": {"expires": 5 * SWEEP_EVERY}}
     for name in ("fedselect.sweep", "fedselect.seal")
@@ -26,6 +27,13 @@ celery.conf.beat_schedule = {
 def _core() -> wiring.Coordinator:
     # Built in the child process at its first task: connections must not be shared over a fork.
     return wiring.build()
+
+
+celery.conf.beat_schedule["fedselect.collect"] = {
+    "task": "fedselect.collect",
+    "schedule": settings.gc_every,
+    "options": {"expires": settings.gc_every},
+}
 
 
 @celery.task(name=RUN_JOB)  # type: ignore[untyped-decorator]  # celery ships no types
@@ -44,3 +52,9 @@ def sweep_now() -> None:
 def seal_now() -> None:
     """Seal new ledger entries."""
     sweep.seal(_core())
+
+
+@celery.task(name="fedselect.collect")  # type: ignore[untyped-decorator]
+def collect_now() -> None:
+    """Delete what is too old."""
+    sweep.collect(_core())

@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import logging
 
-from app import jobs, rounds
+from app import jobs, retention, rounds
+from app.errors import Unavailable
 from app.ledger import BATCH
 from app.wiring import Coordinator
 
 SWEEPER, SEALER = 0x5EED_0001, 0x5EED_0002  # advisory locks
 GRACE = 2.0  # seconds a doorbell gets before it is rung again
+BATCHES = 20  # of one collection; the next one goes on
 ACTOR = "scheduler"
 log = logging.getLogger(__name__)
 
@@ -34,6 +36,7 @@ def sweep(core: Coordinator) -> None:
                 rounds.finish_evaluation(tx, run_id)
         for job_id in forgotten:
             core.bell.ring(job_id)
+        retention.finish_begun(core)
         if forgotten:
             log.info("rang again for %d jobs", len(forgotten))
 
@@ -47,3 +50,14 @@ def seal(core: Coordinator) -> None:
         while sealed == BATCH:
             with core.db.transaction(ACTOR) as tx:
                 sealed = core.sealer.seal(tx)
+
+
+def collect(core: Coordinator) -> None:
+    """Delete what the retention rules let go, unless somebody else is at it."""
+    try:
+        found = retention.collect(core, batches=BATCHES)
+    except Unavailable as error:
+        log.info("nothing is collected now: %s", error)
+        return
+    for kind in found.kinds:
+        log.info("collected %d %s, %d bytes", kind.count, kind.kind, kind.bytes)

@@ -11,6 +11,7 @@ _TEXTS = {
     403: "The key's role may not do this.",
     404: "Not there, or not yours.",
     409: "The present state forbids it.",
+    410: "It was deleted, as the retention rules say.",
     413: "The body is too large.",
     422: "The request is invalid; `errors` says where.",
     503: "A server behind the coordinator does not answer.",

@@ -7,7 +7,7 @@ from uuid import UUID
 
 from fastapi import APIRouter
 
-from app import catalog, clients, commands, manifests, reports, runs, updates
+from app import catalog, clients, commands, erasure, manifests, reports, runs, updates
 from app.auth import Scope
 from app.db import Tx
 from app.routes import problems
@@ -31,6 +31,7 @@ from fedselect.protocol import (
     UploadTicket,
     VersionInfo,
 )
+from fedselect.retention import Erasure
 
 router = APIRouter(prefix="/v1", tags=["administration"])
 READ, WRITE = require(Scope.ROUND_READ), require(Scope.ROUND_ADMIN)
@@ -75,6 +76,17 @@ def list_clients(paging: Paged, call: Call = READ) -> Page[ClientInfo]:
 def get_client(client_id: UUID, call: Call = READ) -> ClientInfo:
     """One client."""
     return call.run(lambda tx: clients.info(clients.get(tx, call.who, client_id)))
+
+
+@router.post(
+    "/clients/{client_id}/erase",
+    operation_id="eraseClient",
+    summary="Delete all that a client has sent, for good",
+    responses=problems(401, 403, 404, 503),
+)
+def erase_client(client_id: UUID, call: Call = KEYS) -> Erasure:
+    """Revokes it too. Repeating it is harmless; the answer says what remains inside sums."""
+    return erasure.erase(call.core, client_id, project=call.who.project_id, actor=call.actor)
 
 
 @router.post(
@@ -271,13 +283,17 @@ def cancel_round(round_id: UUID, call: Call = WRITE) -> RoundInfo:
     "/rounds/{round_id}/manifest",
     operation_id="getManifest",
     summary="Get what is needed to recompute a round's version",
-    responses=problems(401, 403, 404),
+    responses=problems(401, 403, 404, 410),
 )
-def get_manifest(round_id: UUID, call: Call = require(Scope.AUDIT_READ)) -> ManifestDocument:
-    """The frozen manifest, its digest, and signed addresses of all files it names."""
+def get_manifest(
+    round_id: UUID, files: bool = True, call: Call = require(Scope.AUDIT_READ)
+) -> ManifestDocument:
+    """The frozen manifest, its digest, and signed addresses of all files it names, if wanted."""
 
     def work(tx: Tx) -> ManifestDocument:
         runs.get_round(tx, call.who, round_id)
+        if not files:
+            return manifests.bare(tx, round_id)
         core = call.core
         return manifests.document(
             tx, round_id, storage=core.storage, lifetime=core.settings.url_lifetime

@@ -72,7 +72,7 @@ def version(version_id: UUID, call: Call = require(Scope.VERSION_READ)) -> Versi
     "/versions/{version_id}/download",
     operation_id="downloadVersion",
     summary="Get a signed address of a version file",
-    responses=problems(401, 403, 404),
+    responses=problems(401, 403, 404, 410),
 )
 def download(version_id: UUID, call: Call = require(Scope.VERSION_READ)) -> Download:
     """The address is short-lived; check the file against `sha256`."""

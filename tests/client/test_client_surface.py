@@ -39,6 +39,7 @@ CALLS = {
     "suspend_client": ("POST", "/v1/clients/{id}/suspend"),
     "activate_client": ("POST", "/v1/clients/{id}/activate"),
     "revoke_client": ("POST", "/v1/clients/{id}/revoke"),
+    "erase_client": ("POST", "/v1/clients/{id}/erase"),
     "create_model": ("POST", "/v1/models"),
     "models": ("GET", "/v1/models"),
     "model": ("GET", "/v1/models/{id}"),

@@ -113,9 +113,10 @@ def test_the_simulation_agrees_bit_for_bit(demo, finished):
 
     torch.set_num_threads(1)
     accepted = {}
+    names = {str(client.id): client.name for client in demo.admin.clients()}
     for found in demo.admin.rounds(finished.id):
         manifest = demo.admin.manifest(found.id).manifest
-        accepted[found.number] = [update.client for update in manifest.updates]
+        accepted[found.number] = [names[update.client] for update in manifest.updates]
     tasks = {name: load_task(spec, **own) for name, (spec, own) in demo.sites.items()}
     result = simulate(tasks, demo.settings, order=lambda number, _: accepted[number])
     versions = [v.sha256 for v in demo.admin.versions(finished.id)]

@@ -55,6 +55,7 @@ ALLOWED: dict[str, set[str]] = {
     "POST /v1/enrolments": {OWNER},
     "GET /v1/clients": STAFF,
     "GET /v1/clients/{client_id}": STAFF,
+    "POST /v1/clients/{client_id}/erase": {OWNER},
     "POST /v1/clients/{client_id}/{command}": {OWNER},
     "POST /v1/models": {OWNER},
     "GET /v1/models": STAFF,

@@ -537,7 +537,7 @@ def test_a_round_publishes_with_the_others(project: Project, clock: MovableClock
     assert (found["state"], found["published"]) == ("evaluating", 1)
     first = everything(project.owner, f"/v1/runs/{run['id']}/rounds")[0]
     manifest = ok(project.owner.get(f"/v1/rounds/{first['id']}/manifest"))["manifest"]
-    assert [u["client"] for u in manifest["updates"]] == [c.name for c in good]
+    assert [u["client"] for u in manifest["updates"]] == [c.id for c in good]
     assert [u["number"] for u in manifest["updates"]] == [1, 2]
 
 

@@ -171,7 +171,7 @@ def test_the_report_deadline_with_a_quorum(campaign: Any) -> None:
     assert c.states() == [(1, 1, "published")]
     assert c.assignments() == ["accepted", "accepted", "expired"]
     manifest = ok(c.project.owner.get(f"/v1/rounds/{c.rounds()[0]['id']}/manifest"))["manifest"]
-    assert [u["client"] for u in manifest["updates"]] == [x.name for x in c.clients[:2]]
+    assert [u["client"] for u in manifest["updates"]] == [x.id for x in c.clients[:2]]
 
 
 def test_the_report_deadline_without_a_quorum(campaign: Any) -> None:

@@ -1,0 +1,73 @@
+"""The commands of whoever keeps a deployment in order, as they are typed."""
+
+from __future__ import annotations
+
+import io
+import json
+
+import pytest
+from typer.testing import CliRunner
+
+from fedselect.cli import build
+
+from .factories import ok
+from .test_retention import Campaign
+
+
+@pytest.fixture
+def run(environment, monkeypatch):
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+
+    def call(*words, code=0):
+        result = CliRunner().invoke(build(words[0]), [str(word) for word in words])
+        assert result.exit_code == code, (result.output, result.exception)
+        return result.output
+
+    return call
+
+
+def test_gc_shows_and_does_and_checks(run, project, monkeypatch):
+    campaign = Campaign(project, rounds=3, published=2)
+    monkeypatch.setenv("RECOMPUTE_WINDOW", "0")
+    monkeypatch.setenv("RETAIN_ORPHANS", "0.05")
+    # As old as the window asks, as a database that has been running for a day has them.
+    project.sql("UPDATE objects SET claimed_at = claimed_at - interval '1 day'")
+    shown = json.loads(run("gc", "--dry-run", "--json"))
+    assert shown["dry_run"]
+    counts = {kind["kind"]: kind["count"] for kind in shown["kinds"]}
+    assert counts["recomputability"] >= 1
+    assert counts["accepted"] >= 2
+    assert campaign.recomputable()[1]
+    assert "would go" in run("gc", "--dry-run")
+    assert "deleted" in run("gc")
+    assert campaign.recomputable() == {0: True, 1: False, 2: True}
+    assert "nothing is old enough" in run("gc", "--dry-run")
+
+
+def test_gc_check_says_what_is_wrong_by_its_exit_code(run, project):
+    key = f"accepted/{project.id}/stray"
+    project.core.storage.put(key, io.BytesIO(b"abc"), 3)
+    found = json.loads(run("gc", "--check", "--json", code=1))
+    assert key in found["strays"]
+    assert key in run("gc", "--check", code=1).replace("\n", "")
+    project.core.storage.delete([key])
+
+
+def test_erase_client_tells_what_remains(run, project):
+    campaign = Campaign(project, rounds=2, published=1)
+    client = campaign.clients[0]
+    found = json.loads(run("admin", "erase-client", client.id, "--json"))
+    assert [v["number"] for v in found["versions"]] == [1]
+    text = run("admin", "erase-client", client.id)
+    assert f"erased-{client.id}" in text.replace("\n", "")
+    assert "Sums cannot be undone" in text
+    assert ok(project.owner.get(f"/v1/clients/{client.id}"))["state"] == "revoked"
+
+
+def test_an_unknown_client_is_an_error(run):
+    from fedselect.errors import FedSelectError
+
+    with pytest.raises((FedSelectError, AssertionError)) as error:
+        run("admin", "erase-client", "00000000-0000-4000-8000-000000000000")
+    assert "there is no client" in str(error.value)
