@@ -100,7 +100,7 @@ def _forget(tx: Tx, client: Client, policy: RetentionPolicy) -> UUID | None:
         retention.retire(tx, version, cause="client_erased")
     _forget_rows(tx, client)
     tx.session.flush()
-    doomed = retention.lock(tx, _objects(tx, client, policy), limit=None)
+    doomed = retention.lock(tx, _releasable(tx, client, policy), limit=None)
     if first:
         ledger.append(tx, "client.erased", f"client:{client.id}", project=client.project_id)
         doomed += retention.register(tx, _staged(tx, client))
@@ -129,16 +129,14 @@ def _versions(client: Client) -> Select[Version]:
     return query.where(Update.client_id == client.id).order_by(Version.created_at)
 
 
-def _objects(tx: Tx, client: Client, policy: RetentionPolicy) -> Select[Object]:
+def _releasable(tx: Tx, client: Client, policy: RetentionPolicy) -> holds.Condition:
     """The client's objects that nothing needs.
 
     While a file of the project is being verified, its mask may be the same bytes as one of these:
     masks are then left to the next collection, which waits longer than any verification.
     """
-    keys = _keys(Update, client)
-    if not holds.verifying(tx, client.project_id):
-        keys = or_(keys, _keys(MaskRecord, client))
-    return select(Object).where(keys, Object.deletion_id.is_(None), ~holds.needed(tx.now, policy))
+    masks = _keys(MaskRecord, client) & ~holds.verifying(client.project_id)
+    return or_(_keys(Update, client), masks) & ~holds.needed(tx.now, policy)
 
 
 def _staged(tx: Tx, client: Client) -> list[StoredObject]:

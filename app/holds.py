@@ -10,7 +10,7 @@ from __future__ import annotations
 from datetime import datetime
 from uuid import UUID
 
-from sqlalchemy import ColumnElement, and_, exists, func, or_, select, true
+from sqlalchemy import ColumnElement, and_, exists, or_, select, true
 from sqlalchemy.orm import aliased
 
 from app.db import Tx
@@ -128,7 +128,6 @@ def _by_a_version(now: datetime, policy: RetentionPolicy) -> Condition:
     return exists().where(Version.object_key == Object.key, any_of)
 
 
-def verifying(tx: Tx, project_id: UUID) -> bool:
-    """Whether a file of this project is being verified: its mask may be any of the project's."""
-    query = select(func.count()).where(Upload.project_id == project_id, Upload.state == "uploaded")
-    return bool(tx.session.scalar(query))
+def verifying(project_id: UUID) -> Condition:
+    """That a file of this project is being verified: its mask may be any of the project's."""
+    return exists().where(Upload.project_id == project_id, Upload.state == "uploaded")

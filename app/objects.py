@@ -7,10 +7,11 @@ a writer of the same content exclude each other. Must not decide what may go.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from uuid import UUID
 
-from sqlalchemy import exists, select, union
+from sqlalchemy import select, union
 from sqlalchemy.dialects.postgresql import insert
 
 from app.db import Tx
@@ -50,9 +51,10 @@ def keep(tx: Tx, key: str) -> None:
         raise Unavailable(f"{key} is being deleted; write it again", code="object_doomed")
 
 
-def is_named(tx: Tx, key: str) -> bool:
-    """Whether any row names this key."""
-    return any(tx.session.scalar(select(exists().where(column == key))) for column in NAMED_IN)
+def named_among(tx: Tx, keys: Sequence[str]) -> set[str]:
+    """Those of the keys that any row names."""
+    queries = (select(column).where(column.in_(keys)) for column in NAMED_IN)
+    return set(tx.session.scalars(union(*queries)))
 
 
 # --- the check ---------------------------------------------------------------------------------
@@ -119,7 +121,7 @@ def _why_missing(core: Coordinator, key: str) -> str | None:
     """None if the object is as its row says, or need not be there (any more)."""
     with core.db.transaction(ACTOR) as tx:
         row = tx.session.get(Object, key)
-        wanted = is_named(tx, key)
+        wanted = named_among(tx, [key])
     if row is None or row.deletion_id is not None or not wanted:
         return None
     size = core.storage.size(key)

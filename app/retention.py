@@ -13,9 +13,10 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import datetime, timedelta
+from typing import TypeVar
 from uuid import UUID, uuid4
 
-from sqlalchemy import Select, delete, select, tuple_
+from sqlalchemy import delete, select, tuple_
 from sqlalchemy.dialects.postgresql import insert
 
 from app import holds, ledger, objects
@@ -37,6 +38,7 @@ from fedselect.retention import (
 COLLECTOR = 0x5EED_0003  # advisory lock: one deletes, or one backs up
 STORE_BATCH = 1000  # keys of one request to the store
 ACTOR = "retention"
+Item = TypeVar("Item")
 
 
 def policy_of(settings: AppSettings) -> RetentionPolicy:
@@ -91,16 +93,17 @@ def collect(core: Coordinator, *, batches: int | None = None, strays: bool = Fal
     """
     report = _Report()
     with alone(core):
+        size = core.settings.gc_batch
+        found = list(_listed(core, strays=strays))
         while batches is None or batches > 0:
-            found = list(_listed(core, strays=strays))
             with core.db.transaction(ACTOR) as tx:
-                size = core.settings.gc_batch
                 deletion, part = _begin(tx, core.settings, found[:size], limit=size)
+            found = found[size:]
             report.add(part)
             if deletion is not None:
                 carry_out(core, deletion)
             batches = None if batches is None else batches - 1
-            if not part:
+            if not part and not found:
                 break
     return report.document(dry_run=False)
 
@@ -126,22 +129,25 @@ def _begin(
     policy = policy_of(settings)
     part = _retire(tx, policy, limit)
     tx.session.flush()
-    query = select(Object).where(
-        Object.deletion_id.is_(None),
-        Object.claimed_at < tx.now - policy.orphans,
-        ~holds.needed(tx.now, policy),
-    )
-    doomed = [*lock(tx, query, limit=limit), *register(tx, found)]
+    old = (Object.claimed_at < tx.now - policy.orphans) & ~holds.needed(tx.now, policy)
+    doomed = [*lock(tx, old, limit=limit), *register(tx, found)]
     part += [(_kind(row.key), row.size, row.claimed_at) for row in doomed]
     rows = _forget_evaluations(tx, policy, limit)
     deletion = doom(tx, doomed, cause="age", more={"evaluations": len(rows)})
     return deletion, part + rows + _forget_answers(tx, policy, limit)
 
 
-def lock(tx: Tx, query: Select[Object], *, limit: int | None) -> list[Object]:
-    """Rows of the register, locked against whoever claims or keeps them."""
-    locked = query.order_by(Object.claimed_at).limit(limit).with_for_update(skip_locked=True)
-    return list(tx.session.scalars(locked))
+def lock(tx: Tx, condition: holds.Condition, *, limit: int | None) -> list[Object]:
+    """Live rows of the register that meet a condition, locked against who claims or keeps them.
+
+    The condition is asked again under the lock: it may have been untrue since the first look.
+    """
+    live = Object.deletion_id.is_(None) & condition
+    query = select(Object).where(live).order_by(Object.claimed_at).limit(limit)
+    rows = tx.session.scalars(query.with_for_update(skip_locked=True)).all()
+    again = select(Object.key).where(Object.key.in_([row.key for row in rows]), live)
+    sure = set(tx.session.scalars(again))
+    return [row for row in rows if row.key in sure]
 
 
 def doom(
@@ -253,7 +259,7 @@ def _listed(core: Coordinator, *, strays: bool) -> Iterator[StoredObject]:
     yield from _of_ended_rounds(core, partials)
     for prefix in objects.PREFIXES if strays else ():
         old = (e for e in core.storage.entries(prefix) if expired(e.modified, now, policy.orphans))
-        yield from _unknown(core, list(old))
+        yield from _unknown(core, old)
 
 
 def _of_ended_rounds(core: Coordinator, partials: list[StoredObject]) -> list[StoredObject]:
@@ -265,11 +271,13 @@ def _of_ended_rounds(core: Coordinator, partials: list[StoredObject]) -> list[St
     return [entry for entry in partials if entry.key.split("/")[1] not in busy]
 
 
-def _unknown(core: Coordinator, entries: list[StoredObject]) -> list[StoredObject]:
-    with core.db.transaction(ACTOR) as tx:
-        query = select(Object.key).where(Object.deleted_at.is_(None))
-        known = set(tx.session.scalars(query))
-    return [entry for entry in entries if entry.key not in known]
+def _unknown(core: Coordinator, entries: Iterable[StoredObject]) -> Iterator[StoredObject]:
+    for some in _batches(list(entries), STORE_BATCH):
+        with core.db.transaction(ACTOR) as tx:
+            live = Object.deleted_at.is_(None)
+            query = select(Object.key).where(Object.key.in_([e.key for e in some]), live)
+            known = set(tx.session.scalars(query))
+        yield from (entry for entry in some if entry.key not in known)
 
 
 def register(tx: Tx, found: Iterable[StoredObject]) -> list[Object]:
@@ -305,21 +313,26 @@ def carry_out(core: Coordinator, deletion: UUID) -> None:
     mine = (Object.deletion_id == deletion) & Object.deleted_at.is_(None)
     with core.db.transaction(ACTOR) as tx:
         keys = list(tx.session.scalars(select(Object.key).where(mine)))
-    for start in range(0, len(keys), STORE_BATCH):
-        core.storage.delete(keys[start : start + STORE_BATCH])
+    for some in _batches(keys, STORE_BATCH):
+        core.storage.delete(some)
     with core.db.transaction(ACTOR) as tx:
         rows = tx.session.scalars(select(Object).where(mine).with_for_update()).all()
         if not rows:
             return
         body = _summary(rows)
+        named = objects.named_among(tx, [row.key for row in rows])
         for row in rows:  # a row that nothing names has no more to say
-            if objects.is_named(tx, row.key):
+            if row.key in named:
                 row.deleted_at = tx.now
             else:
                 tx.session.delete(row)
         owners = {row.project_id for row in rows}
         owner = owners.pop() if len(owners) == 1 else None
         ledger.append(tx, "deletion.done", f"deletion:{deletion}", project=owner, body=body)
+
+
+def _batches(items: Sequence[Item], size: int) -> Iterator[Sequence[Item]]:
+    return (items[start : start + size] for start in range(0, len(items), size))
 
 
 # --- the report ----------------------------------------------------------------------------------

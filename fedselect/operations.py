@@ -335,9 +335,11 @@ class Operations:
         return self._post(f"/v1/rounds/{round_id}/cancel", RoundInfo)
 
     @operation
-    def manifest(self, round_id: UUID) -> Flow[ManifestDocument]:
-        """What a round aggregated, with the files to recompute it."""
-        return self._get(f"/v1/rounds/{round_id}/manifest", ManifestDocument)
+    def manifest(self, round_id: UUID, *, files: bool = True) -> Flow[ManifestDocument]:
+        """What a round aggregated, with the files to recompute it unless they were deleted."""
+        query = {} if files else {"files": "false"}
+        path = f"/v1/rounds/{round_id}/manifest"
+        return exchange.get(path, ManifestDocument, retries=self._retries, query=query)
 
     @listing
     def jobs(self, state: str | None = None) -> Listing[JobInfo]:

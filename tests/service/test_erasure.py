@@ -220,3 +220,17 @@ def test_nobody_erases_another_project_s_client(project, other):
     client = make_client(project)
     refused(other.owner.post(f"/v1/clients/{client.id}/erase"), 404, "not_found")
     refused(project.caller("auditor").post(f"/v1/clients/{client.id}/erase"), 403, "scope_missing")
+
+
+def test_masks_wait_while_a_file_of_the_project_is_being_verified(project):
+    """Its mask may be the same bytes, written already and not yet named by any row."""
+    campaign = Campaign(project, rounds=2, published=1)
+    leaver, other = campaign.clients
+    assignment = other.assignment()
+    deliver(other, assignment, train(assignment, campaign.model.space, seed=3).data)
+    report = erase(project, leaver)
+    assert (report.updates, report.masks, report.waiting) == (1, 0, 1)
+    drain(project)
+    report = erase(project, leaver)
+    assert (report.updates, report.masks, report.waiting) == (1, 1, 0)
+    assert problems(project) == ([], {})
