@@ -160,11 +160,24 @@ def _key_row(tx: Tx, key_id: str) -> tuple[Key, Client | None] | None:
 
 
 def _check_alive(key: Key, client: Client | None, now: datetime) -> None:
-    if key.revoked_at is not None or (client is not None and client.state == "revoked"):
+    if key.revoked_at is not None:
         raise Unauthorized("this key has been revoked", code="key_revoked")
     if key.expires_at is not None and key.expires_at <= now:
         raise Unauthorized("this key has expired", code="key_expired")
-    if client is not None and client.state == "suspended":
+    if client is not None:
+        check_client(client)
+
+
+def check_client(client: Client) -> None:
+    """Let an active client pass.
+
+    Raises:
+        Unauthorized: it was revoked.
+        Forbidden: it is suspended.
+    """
+    if client.state == "revoked":
+        raise Unauthorized("this key has been revoked", code="key_revoked")
+    if client.state == "suspended":
         raise Forbidden("this client is suspended; ask your administrator", code="client_suspended")
 
 

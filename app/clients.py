@@ -147,6 +147,25 @@ def of_project(tx: Tx, project_id: UUID, client_id: UUID, *, lock: bool = False)
     return client
 
 
+def admit(tx: Tx, principal: Principal) -> Client | None:
+    """The client behind a principal, locked until the transaction ends; None for other keys.
+
+    Whoever was shut out since the key was checked is refused here, and nobody is shut out while
+    this transaction lasts. It is the first lock: client, then run, then assignment.
+
+    Raises:
+        Unauthorized: the client was revoked.
+        Forbidden: the client was suspended.
+    """
+    if principal.client_id is None:
+        return None
+    query = select(Client).where(Client.id == principal.client_id)
+    locked = query.with_for_update(key_share=True)
+    client = tx.session.scalars(locked, execution_options={"populate_existing": True}).one()
+    auth.check_client(client)
+    return client
+
+
 def listed(principal: Principal) -> Select[Client]:
     """The principal's clients."""
     return select(Client).where(Client.project_id == principal.project_id)

@@ -10,6 +10,7 @@ Refusal
 ├── Conflict         409  the present state forbids it
 ├── Gone             410  it was deleted, as the retention rules say
 ├── TooLarge         413  more bytes than are read
+├── TooMany          429  more than one client may ask for in this time
 └── Unavailable      503  a server behind the coordinator does not answer
 """
 
@@ -24,6 +25,7 @@ class Refusal(FedSelectError):  # noqa: N818 - the name of an answer, not of a f
     status = 400
     title = "Bad request"
     code = "bad_request"
+    retry_after: int | None = None  # seconds, where they are known; otherwise they are drawn
 
 
 class Invalid(Refusal):
@@ -66,6 +68,16 @@ class TooLarge(Refusal):
     """More bytes than the coordinator reads."""
 
     status, title, code = 413, "Too large", "body_too_large"
+
+
+class TooMany(Refusal):
+    """More than one client may ask for; ``retry_after`` seconds later there is room again."""
+
+    status, title, code = 429, "Too many requests", "too_many"
+
+    def __init__(self, message: str, *, code: str | None = None, retry_after: int) -> None:
+        super().__init__(message, code=code)
+        self.retry_after = retry_after
 
 
 class Unavailable(Refusal):

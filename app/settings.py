@@ -42,6 +42,15 @@ class AppSettings(DatabaseSettings):
     ledger_origin: str = Field("fedselect.local/ledger", pattern=r"^[^\s+]+$")
 
     url_lifetime: float = Field(900, gt=0, le=3600, description="Seconds a signed URL lives.")
+    multipart_keep: float = Field(
+        86_400, ge=3600, description="Seconds an unfinished upload in parts may lie in the store."
+    )
+    upload_bytes_per_day: int = Field(
+        64 * 1024**3, gt=0, description="Bytes one client may announce in a day, UTC."
+    )
+    uploads_per_minute: int = Field(
+        120, gt=0, description="Uploads and part addresses one client may ask for in a minute."
+    )
     max_body: int = Field(64 * 1024, gt=0, description="Bytes of a JSON body.")
     max_model_body: int = Field(4 * 1024**2, gt=0, description="Bytes of a model's description.")
     page_limit: int = Field(200, gt=0, le=1000, description="Most items of one page.")

@@ -100,6 +100,10 @@ class Client(Table):
     created_at: Mapped[datetime]
     last_seen_at: Mapped[datetime | None]
     erased_at: Mapped[datetime | None]
+    minute: Mapped[datetime | None]
+    minute_calls: Mapped[int] = mapped_column(server_default="0", default=0)
+    day: Mapped[datetime | None]
+    day_bytes: Mapped[int] = mapped_column(server_default="0", default=0)
 
 
 class Key(Table):
@@ -341,6 +345,9 @@ class Upload(Table):
     size: Mapped[int]
     sha256: Mapped[str]
     md5: Mapped[str]
+    part_size: Mapped[int | None]
+    parts: Mapped[list[str] | None]
+    multipart_id: Mapped[str | None] = mapped_column(index=True)
     state: Mapped[str]
     reason: Mapped[str | None]
     detail: Mapped[str | None]

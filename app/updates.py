@@ -8,21 +8,23 @@ from __future__ import annotations
 
 import secrets
 from dataclasses import dataclass
-from datetime import timedelta
+from datetime import datetime, timedelta
+from functools import partial
 from typing import Literal, cast
 from uuid import UUID, uuid4
 
 from sqlalchemy import func, select
 
-from app import catalog, checkins, jobs, ledger, objects, rounds
+from app import catalog, checkins, clients, jobs, ledger, objects, quotas, rounds
 from app.auth import Principal
 from app.db import Tx
 from app.errors import Conflict, Missing, TooLarge
-from app.storage import Storage
+from app.settings import AppSettings
 from app.tables import Assignment, MaskRecord, Model, Run, Update, Upload
+from app.wiring import Coordinator
 from fedselect.lifecycle import AssignmentEvent, AssignmentState, RoundEvent
 from fedselect.masks import BLOCK
-from fedselect.protocol import UploadReserve, UploadStatus, UploadTicket
+from fedselect.uploads import UploadReserve, UploadStatus, UploadTicket
 from fedselect.wire import HEADER_CAP
 
 VERIFY = "verify"
@@ -40,14 +42,16 @@ class Verified:
 
 
 def reserve_update(
-    tx: Tx, principal: Principal, assignment_id: UUID, body: UploadReserve
+    tx: Tx, principal: Principal, assignment_id: UUID, body: UploadReserve, *, core: Coordinator
 ) -> Upload:
-    """Announce an assignment's update; announcing again replaces the reservation.
+    """Announce an assignment's update; announcing another file replaces the reservation.
 
     Raises:
         Conflict: the round takes no more updates, or this one is already in.
         TooLarge: no update of this model is that large.
+        TooMany: the client's quota is used up.
     """
+    client = clients.admit(tx, principal)
     assignment = checkins.own_assignment(tx, principal.client, assignment_id)
     if assignment.kind != "train":
         raise Conflict("this assignment is an evaluation: it has no upload", code="assignment_kind")
@@ -59,14 +63,25 @@ def reserve_update(
     _check_size(body.size, tx.session.get_one(Model, run.model_id).elements)
     rounds.move_assignment(tx, assignment, AssignmentEvent.RESERVE)
     query = select(Upload).where(Upload.assignment_id == assignment.id)
-    upload = tx.session.scalars(query).first()
+    upload = tx.session.scalars(query.with_for_update()).first()
+    if client is not None:
+        quotas.count_call(tx, client, core.settings)
+    if upload is not None and _resumes(upload, body):
+        return upload
+    if client is not None:
+        quotas.count_bytes(tx, client, body.size, core.settings)
     if upload is None:
         upload = Upload(id=uuid4(), project_id=assignment.project_id, assignment_id=assignment.id)
+    elif upload.multipart_id is not None:
+        old = (upload.staging_key, upload.multipart_id)
+        tx.after_commit(partial(core.storage.abort_multipart, *old))
     return _stage(tx, upload, body)
 
 
-def reserve_weights(tx: Tx, principal: Principal, model_id: UUID, body: UploadReserve) -> Upload:
-    """Announce a model's initial weights.
+def reserve_weights(
+    tx: Tx, principal: Principal, model_id: UUID, body: UploadReserve, *, core: Coordinator
+) -> Upload:
+    """Announce a model's initial weights; announcing the same large file again resumes it.
 
     Raises:
         Conflict: the model has its weights already.
@@ -76,7 +91,21 @@ def reserve_weights(tx: Tx, principal: Principal, model_id: UUID, body: UploadRe
     if catalog.initial_version(tx, model.id) is not None:
         raise Conflict("the model has its initial weights already", code="model_has_weights")
     _check_size(body.size, model.elements)
+    # Half the time that it is kept: what is being swept is never taken up again.
+    fresh = Upload.created_at > tx.now - timedelta(seconds=core.settings.multipart_keep / 2)
+    query = select(Upload).where(Upload.model_id == model.id, Upload.state == "reserved", fresh)
+    for upload in tx.session.scalars(query.order_by(Upload.created_at.desc()).limit(10)):
+        if _resumes(upload, body):
+            return upload
     return _stage(tx, Upload(id=uuid4(), project_id=model.project_id, model_id=model.id), body)
+
+
+def _resumes(upload: Upload, body: UploadReserve) -> bool:
+    """Whether this is the file in parts that is under way: what the store has of it counts."""
+    if upload.part_size is None or upload.state != "reserved":
+        return False
+    known = (upload.size, upload.sha256, upload.part_size, upload.parts)
+    return known == (body.size, body.sha256, body.part_size, body.parts)
 
 
 def _check_size(size: int, elements: int) -> None:
@@ -92,6 +121,8 @@ def _stage(tx: Tx, upload: Upload, body: UploadReserve) -> Upload:
     # A new key each time: an address that was given out before must not reach the new file.
     upload.staging_key = f"staging/{secrets.token_hex(16)}"
     upload.size, upload.sha256, upload.md5 = body.size, body.sha256, body.md5
+    upload.part_size, upload.parts = body.part_size, body.parts or None
+    upload.multipart_id = None
     upload.state, upload.created_at = "reserved", tx.now
     tx.session.add(upload)
     tx.session.flush()
@@ -105,22 +136,47 @@ def _stage(tx: Tx, upload: Upload, body: UploadReserve) -> Upload:
     return upload
 
 
-def ticket(tx: Tx, upload: Upload, *, storage: Storage, lifetime: float) -> UploadTicket:
-    """The signed address of a reservation: short-lived, and never past the deadline."""
-    until = tx.now + timedelta(seconds=lifetime)
-    if upload.assignment_id is not None:
-        until = min(until, tx.session.get_one(Assignment, upload.assignment_id).deadline)
-    url, headers = storage.sign_put(
+def ticket(tx: Tx, upload: Upload, *, core: Coordinator) -> UploadTicket:
+    """The signed address of a reservation: short-lived, and never past the deadline.
+
+    A file in parts gets none here: ``app.parts`` asks the store first, outside any transaction.
+    """
+    if upload.part_size is not None:
+        ending = ends(tx, upload, core.settings)
+        return UploadTicket(id=upload.id, url=None, headers={}, expires_at=ending)
+    until = expiry(tx, upload, core.settings)
+    url, headers = core.storage.sign_put(
         upload.staging_key, size=upload.size, md5=upload.md5, until=until
     )
     return UploadTicket(id=upload.id, url=url, headers=headers, expires_at=until)
 
 
+def ends(tx: Tx, upload: Upload, settings: AppSettings) -> datetime:
+    """When a reservation lapses: at its assignment's deadline, or when it is swept."""
+    if upload.assignment_id is not None:
+        return tx.session.get_one(Assignment, upload.assignment_id).deadline
+    return upload.created_at + timedelta(seconds=settings.multipart_keep)
+
+
+def expiry(tx: Tx, upload: Upload, settings: AppSettings) -> datetime:
+    """When an address that is signed now ends: soon, and never behind the reservation's end.
+
+    Raises:
+        Conflict: less than a second is left, the shortest life of an address.
+    """
+    until = min(tx.now + timedelta(seconds=settings.url_lifetime), ends(tx, upload, settings))
+    if until - tx.now < timedelta(seconds=1):
+        raise Conflict("there is no time left to send a file", code="assignment_expired")
+    return until
+
+
 def complete(tx: Tx, principal: Principal, upload_id: UUID) -> UploadStatus:
     """Note that a file is in the store, and make its verification due; repeating it is harmless.
 
-    An update is on time if this commits before its round closes; otherwise it is late.
+    An update is on time if this commits before its round closes; otherwise it is late. Nobody asks
+    the store here: a file that is not all there is refused by its verification.
     """
+    clients.admit(tx, principal)
     upload = own(tx, principal, upload_id)
     assignment: Assignment | None = None
     if upload.assignment_id is not None:

@@ -257,7 +257,9 @@ def problem(request: Request, refusal: Refusal, errors: list[Any] | None = None)
         request_id=request.scope.get("request_id"),
         errors=errors,
     )
-    headers = {"Retry-After": _when(request)} if _passes(refusal) else None
+    headers = None
+    if _passes(refusal):
+        headers = {"Retry-After": str(refusal.retry_after or _when(request))}
     if refusal.status == 401:
         headers = {"WWW-Authenticate": "Bearer"}
     return JSONResponse(

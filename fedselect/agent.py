@@ -209,12 +209,13 @@ class Agent:
 
     def _deliver(self, arm: Arm, work: Assignment, *, tentative: Tentative, wait: float) -> Step:
         """Send the update and complete it; what was sent before a restart is not sent again."""
+        again = 0
         try:
             upload = tentative.upload
             if upload is None:
-                data = arm.update(tentative)
-                ticket = self._client.reserve_update(work.id, announce(data))
-                self._client.put_file(ticket, data)
+                file = arm.update(tentative)
+                ticket = self._client.reserve_update(work.id, announce(file))
+                again = max(0, self._client.put_file(ticket, file) - file.size)
                 tentative, upload = arm.sent(tentative, ticket.id), ticket.id
             self._client.complete(upload)
         except ServiceError as error:
@@ -224,7 +225,8 @@ class Agent:
             if error.status in _INVALID and error.code != STORE_REFUSED:
                 return self._decline(work, str(error), wait=wait)
             raise
-        return Step(StepOutcome.TRAINED, wait, tentative.round)
+        detail = f"{again} bytes were sent again" if again else ""
+        return Step(StepOutcome.TRAINED, wait, tentative.round, detail)
 
     # --- new work ------------------------------------------------------------------------------
 

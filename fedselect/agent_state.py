@@ -23,6 +23,7 @@ import hashlib
 import os
 import re
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Literal, TypeVar
 from uuid import UUID, uuid4
@@ -31,6 +32,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from fedselect.errors import FedSelectError
 from fedselect.personal import PersonalState, sync_folder, write_atomically
+from fedselect.sending import Source
 from fedselect.space import ParameterSpace
 
 CREDENTIALS, REGISTRATION = "credentials.json", "registration.json"
@@ -226,13 +228,16 @@ class Arm:
             return None
         return PersonalState.from_bytes(self._load(self.record.committed.state), space)
 
-    def update(self, tentative: Tentative) -> bytes:
-        """The update file of the tentative work, the very bytes that were sent.
+    def update(self, tentative: Tentative) -> Source:
+        """The update file of the tentative work, the very bytes that were sent, left on the disk.
 
         Raises:
             FedSelectError: ``state_corrupt``.
         """
-        return self._load(tentative.update)
+        path = self._path / tentative.update.name
+        if not path.exists() or _digest(path) != tentative.update.sha256:
+            raise _corrupt(path)
+        return Source(tentative.update.size, partial(_read_range, path))
 
     def received(self, sha256: str, size: int) -> None:
         """Count a version file; called before it is kept, so that no crash loses or doubles it."""
@@ -290,11 +295,7 @@ class Arm:
         path = self._path / file.name
         data = path.read_bytes() if path.exists() else b""
         if hashlib.sha256(data).hexdigest() != file.sha256:
-            raise FedSelectError(
-                f"{path} is not as it was written; restore the folder from a backup, or start "
-                "again with a new state folder and a new enrolment",
-                code="state_corrupt",
-            )
+            raise _corrupt(path)
         return data
 
     def _sweep(self) -> None:
@@ -326,6 +327,25 @@ def _remove(folder: Path, unwanted: Callable[[str], bool]) -> None:
     for path in folder.iterdir():
         if path.is_file() and unwanted(path.name):
             path.unlink()
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _read_range(path: Path, start: int, length: int) -> bytes:
+    with path.open("rb") as file:
+        file.seek(start)
+        return file.read(length)
+
+
+def _corrupt(path: Path) -> FedSelectError:
+    return FedSelectError(
+        f"{path} is not as it was written; restore the folder from a backup, or start again with a "
+        "new state folder and a new enrolment",
+        code="state_corrupt",
+    )
 
 
 def _read(path: Path, form: type[D]) -> D | None:

@@ -19,9 +19,10 @@ import httpx
 from fedselect import __version__
 from fedselect.errors import ServiceError
 from fedselect.exchange import Ask, Flow, Reply, Retries
-from fedselect.operations import Listing, Operations, announce
+from fedselect.operations import Listing, Operations
+from fedselect.sending import Source, announce
 
-__all__ = ["AsyncClient", "Client", "Retries", "announce"]
+__all__ = ["AsyncClient", "Client", "Retries", "Source", "announce"]
 
 TIMEOUT = httpx.Timeout(60, connect=10, pool=10)  # seconds; 60 of silence, not for a whole file
 

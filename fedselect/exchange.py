@@ -20,7 +20,7 @@ from uuid import uuid4
 from pydantic import BaseModel, TypeAdapter, ValidationError
 
 from fedselect.errors import ServiceError
-from fedselect.protocol import Download, Problem, UploadTicket
+from fedselect.protocol import Download, Problem
 
 ANSWER_LIMIT = 64 * 1024**2  # bytes of a JSON answer; a space of 20,000 tensors needs 4 MiB
 # 0 stands for "no answer came"; the others say that the same call may succeed later.
@@ -131,7 +131,7 @@ def succeed(ask: Ask, retries: Retries) -> Flow[Reply]:
     """
     reply = yield from attempt(ask, retries)
     if not 200 <= reply.status < 300:
-        raise _refusal(ask, reply)
+        raise refusal(ask, reply)
     return reply
 
 
@@ -155,8 +155,11 @@ def post(
     retries: Retries,
     body: BaseModel | None = None,
     idempotency_key: str | None = None,
+    after: float = 0.0,
 ) -> Flow[T]:
     """Send a document; all tries carry one Idempotency-Key, so that they have one effect.
+
+    The first of them waits ``after`` seconds.
 
     Raises:
         ServiceError: refused, out of reach, or not such an answer.
@@ -166,18 +169,9 @@ def post(
     if body is not None:
         headers["Content-Type"] = "application/json"
         content = body.model_dump_json().encode()
-    ask = Ask("POST", path, headers, content)
+    ask = Ask("POST", path, headers, content, after=after)
     reply = yield from succeed(ask, retries)
     return parse(ask, reply, answer=answer)
-
-
-def put_file(ticket: UploadTicket, data: bytes, *, retries: Retries) -> Flow[None]:
-    """Send a file to its signed address, with exactly the headers that were signed.
-
-    Raises:
-        ServiceError: code ``store_refused`` if the object store does not take it.
-    """
-    yield from succeed(Ask(ticket.method, ticket.url, ticket.headers, data, signed=True), retries)
 
 
 def fetch(download: Download, *, retries: Retries) -> Flow[bytes]:
@@ -233,7 +227,8 @@ def _location(path: tuple[int | str, ...]) -> str:
     return "".join(f"{part}." for part in path)[:-1] + ": " if path else ""
 
 
-def _refusal(ask: Ask, reply: Reply) -> ServiceError:
+def refusal(ask: Ask, reply: Reply) -> ServiceError:
+    """The error that an answer outside the 200s is, or no answer at all."""
     if reply.status == 0:
         text = f"{ask.what}: no answer ({reply.reason}); is the server up and the address right?"
         return ServiceError(text, code="unreachable")

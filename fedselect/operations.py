@@ -7,7 +7,6 @@ Owns paths, documents and names of the calls. How a call is tried is ``exchange`
 from __future__ import annotations
 
 import functools
-import hashlib
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Mapping
 from dataclasses import dataclass, field
 from types import MethodType
@@ -16,7 +15,7 @@ from uuid import UUID
 
 from pydantic import BaseModel
 
-from fedselect import exchange
+from fedselect import exchange, sending
 from fedselect.exchange import Flow, Retries
 from fedselect.protocol import (
     Answer,
@@ -42,12 +41,11 @@ from fedselect.protocol import (
     RoundInfo,
     RunCreate,
     RunInfo,
-    UploadReserve,
-    UploadStatus,
-    UploadTicket,
     VersionInfo,
 )
 from fedselect.retention import Erasure
+from fedselect.sending import Source, announce
+from fedselect.uploads import UploadReserve, UploadStatus, UploadTicket
 
 if TYPE_CHECKING:
     from fedselect.client import AsyncClient, Client
@@ -182,13 +180,16 @@ class Operations:
 
     @operation
     def reserve_update(self, assignment_id: UUID, announced: UploadReserve) -> Flow[UploadTicket]:
-        """Announce an update (see :func:`announce`); announcing again replaces the reservation."""
+        """Announce an update (see :func:`announce`); announcing another file replaces it."""
         return self._post(f"/v1/assignments/{assignment_id}/uploads", UploadTicket, body=announced)
 
     @operation
-    def put_file(self, ticket: UploadTicket, data: bytes) -> Flow[None]:
-        """Send an announced file to the object store."""
-        return exchange.put_file(ticket, data, retries=self._retries)
+    def put_file(self, ticket: UploadTicket, data: bytes | Source) -> Flow[int]:
+        """Send an announced file to the object store; returns the bytes that were sent for it.
+
+        A large file goes in parts: what the store has already is not sent again.
+        """
+        return sending.put_file(ticket, data, retries=self._retries)
 
     @operation
     def complete(self, upload_id: UUID) -> Flow[UploadStatus]:
@@ -266,12 +267,12 @@ class Operations:
         return self._get(f"/v1/models/{model_id}", ModelInfo)
 
     @operation
-    def send_weights(self, model_id: UUID, data: bytes) -> Flow[UploadStatus]:
+    def send_weights(self, model_id: UUID, data: bytes | Source) -> Flow[UploadStatus]:
         """Upload a model's initial weights, a version file; poll :meth:`upload` for the verdict."""
         ticket = yield from self._post(
             f"/v1/models/{model_id}/uploads", UploadTicket, body=announce(data)
         )
-        yield from exchange.put_file(ticket, data, retries=self._retries)
+        yield from sending.put_file(ticket, data, retries=self._retries)
         return (yield from self._post(f"/v1/uploads/{ticket.id}/complete", UploadStatus))
 
     @operation
@@ -365,12 +366,3 @@ class Operations:
     def checkpoint(self) -> Flow[Checkpoint]:
         """The newest signed head of the ledger."""
         return self._get("/v1/ledger/checkpoint", Checkpoint)
-
-
-def announce(data: bytes) -> UploadReserve:
-    """What to tell the coordinator of a file before it is sent."""
-    return UploadReserve(
-        size=len(data),
-        sha256=hashlib.sha256(data).hexdigest(),
-        md5=hashlib.md5(data, usedforsecurity=False).hexdigest(),
-    )

@@ -134,7 +134,7 @@ class Download(Answer):
     expires_at: datetime
 
 
-# --- uploads -----------------------------------------------------------------------------------
+# --- files in parts ----------------------------------------------------------------------------
 
 
 def part_sizes(size: int) -> list[int]:
@@ -149,31 +149,9 @@ def part_sizes(size: int) -> list[int]:
     return [min(part, size - start) for start in range(0, size, part)]
 
 
-class UploadReserve(Request):
-    """Announce a file; the signed address will admit exactly this length and content."""
-
-    size: int = Field(ge=1, le=MAX_UPLOAD, description="Bytes.")
-    sha256: Sha256
-    md5: Md5
-
-
-class UploadTicket(Answer):
-    """Where to PUT the file, with headers that must be sent exactly as given."""
-
-    id: UUID
-    url: str = Field(repr=False)
-    method: Literal["PUT"] = "PUT"
-    headers: dict[str, str]
-    expires_at: datetime
-
-
-class UploadStatus(Answer):
-    """Where an upload stands; ``reason`` is a stable code, ``detail`` is for people."""
-
-    id: UUID
-    state: Literal["reserved", "uploaded", "accepted", "rejected", "late"]
-    reason: str | None = None
-    detail: str | None = None
+def in_parts(size: int) -> bool:
+    """Whether a file of ``size`` bytes is sent in parts."""
+    return size >= MULTIPART_FROM
 
 
 # --- check-ins ---------------------------------------------------------------------------------

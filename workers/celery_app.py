@@ -12,14 +12,19 @@ from uuid import UUID
 from app import wiring
 from app.jobs import RUN_JOB, broker
 from app.settings import AppSettings
-from workers import running, sweep
+from workers import clearing, running, sweep
 
-SWEEP_EVERY = 1.0  # seconds
 settings = AppSettings()
+EVERY = {  # seconds
+    "fedselect.sweep": 1.0,
+    "fedselect.seal": 1.0,
+    "fedselect.clear": 60.0,
+    "fedselect.collect": settings.gc_every,
+}
 celery = broker(settings.redis_url.get_secret_value())
 celery.conf.beat_schedule = {
-    name: {"task": name, "schedule": SWEEP_EVERY, "options": {"expires": 5 * SWEEP_EVERY}}
-    for name in ("fedselect.sweep", "fedselect.seal")
+    name: {"task": name, "schedule": every, "options": {"expires": max(5.0, every)}}
+    for name, every in EVERY.items()
 }
 
 
@@ -27,13 +32,6 @@ celery.conf.beat_schedule = {
 def _core() -> wiring.Coordinator:
     # Built in the child process at its first task: connections must not be shared over a fork.
     return wiring.build()
-
-
-celery.conf.beat_schedule["fedselect.collect"] = {
-    "task": "fedselect.collect",
-    "schedule": settings.gc_every,
-    "options": {"expires": settings.gc_every},
-}
 
 
 @celery.task(name=RUN_JOB)  # type: ignore[untyped-decorator]  # celery ships no types
@@ -58,3 +56,9 @@ def seal_now() -> None:
 def collect_now() -> None:
     """Delete what is too old."""
     sweep.collect(_core())
+
+
+@celery.task(name="fedselect.clear")  # type: ignore[untyped-decorator]
+def clear_now() -> None:
+    """Clear away what no reservation waits for."""
+    clearing.clear(_core())

@@ -27,6 +27,7 @@ from fedselect.errors import WireError
 from fedselect.masks import Mask
 from fedselect.policies import RunSettings
 from fedselect.space import ParameterSpace
+from workers.assemble import assemble
 
 IN_MEMORY = 8 * 1024**2  # larger files are spooled to disk
 VALUES_AT_ONCE = 1024**2
@@ -51,6 +52,7 @@ def verify(core: Coordinator, lease: Lease, progress: Progress) -> None:
     order = _load(core, lease)
     upload = order.upload
     try:
+        assemble(core.storage, upload)
         with _spooled(core.storage, upload, progress) as file:
             if order.assignment is None:
                 _take_weights(core, lease, order, file)

@@ -13,6 +13,7 @@ _TEXTS = {
     409: "The present state forbids it.",
     410: "It was deleted, as the retention rules say.",
     413: "The body is too large.",
+    429: "More than one client may ask for; `Retry-After` says when there is room again.",
     422: "The request is invalid; `errors` says where.",
     503: "A server behind the coordinator does not answer.",
 }

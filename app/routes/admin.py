@@ -27,11 +27,10 @@ from fedselect.protocol import (
     RoundInfo,
     RunCreate,
     RunInfo,
-    UploadReserve,
-    UploadTicket,
     VersionInfo,
 )
 from fedselect.retention import Erasure
+from fedselect.uploads import UploadReserve, UploadTicket
 
 router = APIRouter(prefix="/v1", tags=["administration"])
 READ, WRITE = require(Scope.ROUND_READ), require(Scope.ROUND_ADMIN)
@@ -151,12 +150,11 @@ def get_model(model_id: UUID, call: Call = READ) -> ModelInfo:
     responses=problems(401, 403, 404, 409, 413),
 )
 def reserve_weights(model_id: UUID, body: UploadReserve, call: Call = WRITE) -> UploadTicket:
-    """PUT the version file there, then complete the upload."""
+    """PUT the version file there, or its parts (`missingParts`), then complete the upload."""
 
     def work(tx: Tx) -> UploadTicket:
-        upload = updates.reserve_weights(tx, call.who, model_id, body)
-        core = call.core
-        return updates.ticket(tx, upload, storage=core.storage, lifetime=core.settings.url_lifetime)
+        upload = updates.reserve_weights(tx, call.who, model_id, body, core=call.core)
+        return updates.ticket(tx, upload, core=call.core)
 
     return call.create(body, work, UploadTicket)
 

@@ -7,7 +7,7 @@ from uuid import UUID
 
 from fastapi import APIRouter
 
-from app import catalog, checkins, clients, updates
+from app import catalog, checkins, clients, parts, updates
 from app.auth import Scope
 from app.db import Tx
 from app.routes import problems
@@ -22,11 +22,9 @@ from fedselect.protocol import (
     Outcome,
     Registered,
     Registration,
-    UploadReserve,
-    UploadStatus,
-    UploadTicket,
     VersionInfo,
 )
+from fedselect.uploads import MissingParts, UploadReserve, UploadStatus, UploadTicket
 
 router = APIRouter(prefix="/v1", tags=["agents"])
 OWN = require(Scope.CLIENT_OWN)
@@ -93,17 +91,31 @@ def download(version_id: UUID, call: Call = require(Scope.VERSION_READ)) -> Down
     operation_id="reserveUpload",
     summary="Announce an update and get a signed PUT address",
     status_code=201,
-    responses=problems(401, 403, 404, 409, 413),
+    responses=problems(401, 403, 404, 409, 413, 429),
 )
 def reserve(assignment_id: UUID, body: UploadReserve, call: Call = OWN) -> UploadTicket:
-    """The address admits exactly the announced length and content, until the deadline."""
+    """The address admits exactly the announced length and content, until the deadline.
+
+    A file in parts has no `url`: ask for the addresses of its parts. Announcing the same file again
+    goes on where it was cut, announcing another one replaces it.
+    """
 
     def work(tx: Tx) -> UploadTicket:
-        upload = updates.reserve_update(tx, call.who, assignment_id, body)
-        core = call.core
-        return updates.ticket(tx, upload, storage=core.storage, lifetime=core.settings.url_lifetime)
+        upload = updates.reserve_update(tx, call.who, assignment_id, body, core=call.core)
+        return updates.ticket(tx, upload, core=call.core)
 
     return call.create(body, work, UploadTicket)
+
+
+@router.post(
+    "/uploads/{upload_id}/parts",
+    operation_id="missingParts",
+    summary="Get signed addresses of the parts that are missing",
+    responses=problems(401, 403, 404, 409, 429),
+)
+def missing_parts(upload_id: UUID, call: Call = require(Scope.UPLOAD)) -> MissingParts:
+    """Ask after every cut and every expired address: what the store has is not asked for again."""
+    return parts.missing(call.core, call.who, upload_id)
 
 
 @router.get(

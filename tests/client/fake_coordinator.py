@@ -20,7 +20,7 @@ import httpx
 import numpy as np
 from pydantic import BaseModel
 
-from fedselect import protocol, wire
+from fedselect import protocol, uploads, wire
 from fedselect.lifecycle import AssignmentState, RoundState, RunState
 from fedselect.masks import Mask
 from fedselect.personal import Participation, PersonalState, Score
@@ -111,7 +111,8 @@ class Coordinator:
     seen: list[httpx.Request] = field(default_factory=list)
     clients: dict[str, str] = field(default_factory=dict)
     objects: dict[str, bytes] = field(default_factory=dict)
-    signed: dict[str, protocol.UploadReserve] = field(default_factory=dict)
+    pieces: dict[str, dict[int, bytes]] = field(default_factory=dict)  # parts by object and number
+    signed: dict[str, uploads.UploadReserve] = field(default_factory=dict)
     answers: dict[str, tuple[bytes, int, bytes]] = field(default_factory=dict)
     rows: list[Row] = field(default_factory=list)
     files: list[bytes] = field(default_factory=list)
@@ -120,6 +121,7 @@ class Coordinator:
     mask: tuple[int, Mask] | None = None
     evaluation: protocol.EvaluationReport | None = None
     run_state: RunState = RunState.RUNNING
+    at_once: int = 64
     space_digest: str = SPACE.digest
 
     def __post_init__(self) -> None:
@@ -150,6 +152,8 @@ class Coordinator:
                 return self._download(int(UUID(version)))
             case "POST", ["assignments", row, "uploads"]:
                 return self._once(request, lambda r: self._reserve(self._row(row), r))
+            case "POST", ["uploads", row, "parts"]:
+                return self._parts(self._row(row))
             case "POST", ["uploads", row, "complete"]:
                 return self._complete(self._row(row))
             case "POST", ["assignments", row, "evaluations"]:
@@ -179,10 +183,15 @@ class Coordinator:
         if request.method == "GET":
             return httpx.Response(200, content=self.objects[name])
         announced, body = self.signed[name], request.content
-        digest = base64.b64encode(hashlib.md5(body).digest()).decode()
-        if request.headers["content-md5"] != digest or len(body) != announced.size:
+        number = int(request.url.params.get("part", 0))
+        pinned = announced.parts[number - 1] if number else announced.md5
+        found = hashlib.md5(body).hexdigest()
+        if pinned != found or request.headers["content-md5"] != base64_of(pinned):
             return refusal("BadDigest")
-        self.objects[name] = body
+        if number:
+            self.pieces[name][number] = body
+        else:
+            self.objects[name] = body
         return httpx.Response(200)
 
     # --- the agent's calls ---------------------------------------------------------------------
@@ -229,28 +238,50 @@ class Coordinator:
         return answer(200, document)
 
     def _reserve(self, row: Row, request: httpx.Request) -> httpx.Response:
-        body = protocol.UploadReserve.model_validate_json(request.content)
+        body = uploads.UploadReserve.model_validate_json(request.content)
         if self._fate(row) == "expire":
             row.state, row.round_state = A.EXPIRED, R.ABANDONED
         if row.state not in OPEN:
             return problem(409, f"assignment_{row.state.value}")
-        row.state, row.object = A.RESERVED, f"staging/{len(self.signed)}"
-        self.signed[row.object] = body
+        if not (body.parts and self.signed.get(row.object) == body):  # else it goes on
+            row.object = f"staging/{len(self.signed)}"
+        row.state, self.signed[row.object] = A.RESERVED, body
         self.sent.setdefault(row.id, set()).add(body.sha256)
-        headers = {
-            "Content-Length": str(body.size),
-            "Content-MD5": base64.b64encode(bytes.fromhex(body.md5)).decode(),
-        }
-        url = f"{STORE}/{row.object}?signature={quote('s+g=')}"
-        ticket = protocol.UploadTicket(id=row.id, url=url, headers=headers, expires_at=NOW)
+        headers = {"Content-Length": str(body.size), "Content-MD5": base64_of(body.md5)}
+        url = None if body.parts else f"{STORE}/{row.object}?signature={quote('s+g=')}"
+        ticket = uploads.UploadTicket(id=row.id, url=url, headers=headers, expires_at=NOW)
         return answer(201, ticket)
+
+    def _parts(self, row: Row) -> httpx.Response:
+        announced = self.signed[row.object]
+        there = self.pieces.setdefault(row.object, {})
+        sizes, found = protocol.part_sizes(announced.size), []
+        for number, md5 in enumerate(announced.parts, start=1):
+            if number in there:
+                continue
+            size = sizes[number - 1]
+            address = uploads.PartAddress(
+                number=number,
+                start=sum(sizes[: number - 1]),
+                size=size,
+                url=f"{STORE}/{row.object}?part={number}&signature={quote('s+g=')}",
+                headers={"Content-Length": str(size), "Content-MD5": base64_of(md5)},
+            )
+            found.append(address)
+        document = uploads.MissingParts(
+            id=row.id, missing=len(found), parts=found[: self.at_once], expires_at=NOW
+        )
+        return answer(200, document)
 
     def _complete(self, row: Row) -> httpx.Response:
         if row.state is A.RESERVED:
+            if row.object in self.pieces:
+                there = self.pieces[row.object]
+                self.objects[row.object] = b"".join(there[n] for n in sorted(there))
             late = self._fate(row) == "late"
             row.state = A.LATE if late else A.UPLOADED
             row.round_state = R.ABANDONED if late else row.round_state
-        return answer(202, protocol.UploadStatus(id=row.id, state="uploaded"))
+        return answer(202, uploads.UploadStatus(id=row.id, state="uploaded"))
 
     def _evaluate(self, row: Row, request: httpx.Request) -> httpx.Response:
         if row.state is not A.ASSIGNED:
@@ -389,6 +420,10 @@ class Coordinator:
 
     def _fate(self, row: Row) -> str:
         return self.fates.get((row.round or 0, row.attempt), "publish")
+
+
+def base64_of(md5: str) -> str:
+    return base64.b64encode(bytes.fromhex(md5)).decode()
 
 
 def answer(status: int, document: BaseModel) -> httpx.Response:

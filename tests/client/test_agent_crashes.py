@@ -11,7 +11,7 @@ from typing import Any
 import httpx
 import pytest
 
-from fedselect import agent_state
+from fedselect import agent_state, protocol
 
 from .fake_site import NAME, Killed, Life, Live, O, sites
 
@@ -23,6 +23,13 @@ LONG_STORY = {"rounds": 2, "fates": {(1, 1): "abandon", (2, 1): "reject"}}
 def live(monkeypatch: pytest.MonkeyPatch) -> Iterator[Live]:
     with sites(monkeypatch) as make:
         yield make
+
+
+@pytest.fixture
+def in_small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every file goes in parts, so that a process can die between any two of them."""
+    monkeypatch.setattr(protocol, "MULTIPART_FROM", 1)
+    monkeypatch.setattr(protocol, "PART_SIZE", 200)
 
 
 class Axe:
@@ -132,6 +139,26 @@ def test_crashes_during_the_recovery_change_nothing(live: Live, watched: list[Ax
         life, axe = live(**LONG_STORY), Axe(*at)
         survive(life, axe, watched)
         assert_same_end(life, whole, f"{at} {axe.last}")
+
+
+def test_a_crash_at_every_boundary_of_a_file_in_parts_repeats_no_part(
+    live: Live, watched: list[Axe], in_small_parts: None
+) -> None:
+    whole, counting = live(**STORY), Axe()
+    survive(whole, counting, watched)
+    parts = part_puts(whole)
+    assert len(parts) == 3 * 4
+    for at in range(1, counting.count + 1):
+        life, axe = live(**STORY), Axe(at)
+        survive(life, axe, watched)
+        assert_same_end(life, whole, axe.last)
+        assert part_puts(life) == parts, axe.last
+
+
+def part_puts(life: Life) -> list[str]:
+    """Every part that was sent, in order."""
+    found = [r.url for r in life.other.seen if r.method == "PUT"]
+    return [f"{url.path} {url.params['part']}" for url in found]
 
 
 @pytest.mark.parametrize("moment", ["before", "after"])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import itertools
 import secrets
 import warnings
@@ -17,7 +16,7 @@ from sqlalchemy import select, text
 from app import tenants
 from app.tables import Job
 from app.wiring import Coordinator
-from fedselect import Kind, Mask, ParameterSpace, Role, RunSettings, wire
+from fedselect import Kind, Mask, ParameterSpace, Role, RunSettings, sending, wire
 from fedselect.space import FloatVector
 from workers import running, sweep
 
@@ -253,11 +252,7 @@ def train(
 
 
 def announce(data: bytes) -> Json:
-    return {
-        "size": len(data),
-        "sha256": hashlib.sha256(data).hexdigest(),
-        "md5": hashlib.md5(data).hexdigest(),
-    }
+    return sending.announce(data).model_dump(exclude_defaults=True)
 
 
 def put(ticket: Json, data: bytes) -> httpx.Response:
@@ -270,11 +265,20 @@ def ask_store(method: str, url: str, **kwargs: Any) -> httpx.Response:
 
 
 def upload(caller: Caller, path: str, data: bytes) -> Json:
-    """Reserve at ``path`` and PUT the file with the signed address."""
+    """Reserve at ``path`` and PUT the file, or its parts, with the signed addresses."""
     ticket = dict(ok(caller.post(path, announce(data)), 201))
-    answer = put(ticket, data)
-    assert answer.status_code == 200, answer.text
+    pieces = [(ticket, data)] if ticket["url"] else []
+    if ticket["url"] is None:
+        lacking = ok(caller.post(f"/v1/uploads/{ticket['id']}/parts"))["parts"]
+        pieces = [(part, piece_of(data, part)) for part in lacking]
+    for piece, content in pieces:
+        answer = put(piece, content)
+        assert answer.status_code == 200, answer.text
     return ticket
+
+
+def piece_of(data: bytes, part: Json) -> bytes:
+    return data[part["start"] : part["start"] + part["size"]]
 
 
 def complete(caller: Caller, ticket: Json) -> Json:

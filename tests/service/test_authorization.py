@@ -49,6 +49,7 @@ ALLOWED: dict[str, set[str]] = {
     "POST /v1/assignments/{assignment_id}/evaluations": {CLIENT},
     "POST /v1/assignments/{assignment_id}/decline": {CLIENT},
     "GET /v1/uploads/{upload_id}": {CLIENT, OWNER},
+    "POST /v1/uploads/{upload_id}/parts": {CLIENT, OWNER},
     "POST /v1/uploads/{upload_id}/complete": {CLIENT, OWNER},
     "GET /v1/versions/{version_id}": EVERYBODY,
     "GET /v1/versions/{version_id}/download": EVERYBODY,
@@ -290,9 +291,13 @@ def test_a_suspended_or_revoked_client_is_out_at_once(project: Project) -> None:
     make_run(project, model)
     client: Client = make_client(project)
     assignment = client.assignment()
+    path = f"/v1/assignments/{assignment['id']}/uploads"
+    ticket = ok(client.post(path, announce(b"x" * 600)), 201)
     asked = [
         ("POST", "/v1/check-ins", {}),
         ("POST", f"/v1/assignments/{assignment['id']}/uploads", announce(b"x" * 600)),
+        ("POST", f"/v1/uploads/{ticket['id']}/parts", None),
+        ("POST", f"/v1/uploads/{ticket['id']}/complete", None),
         ("POST", f"/v1/assignments/{assignment['id']}/decline", {}),
         ("GET", f"/v1/versions/{assignment['base']['id']}/download", None),
     ]
