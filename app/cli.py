@@ -1,4 +1,4 @@
-"""Commands of the server half: up, down, status, jobs, admin.
+"""Commands of the server half: up, down, status, jobs, storage, admin.
 
 Owns what they print. Must not contain rules: it starts the stack and calls the same functions as
 the API.
@@ -19,7 +19,7 @@ from alembic.config import Config
 from rich.console import Console
 from rich.table import Table
 
-from app import jobs_cli, tenants, upkeep_cli, wiring
+from app import jobs_cli, storage_cli, tenants, upkeep_cli, wiring
 from fedselect.personal import write_atomically
 
 if TYPE_CHECKING:
@@ -40,6 +40,7 @@ def register(app: typer.Typer) -> None:
     app.command()(down)
     app.command()(status)
     app.add_typer(jobs_cli.app, name="jobs")
+    app.add_typer(storage_cli.app, name="storage")
     app.add_typer(admin, name="admin")
     upkeep_cli.register(app, admin)
 

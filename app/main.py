@@ -11,9 +11,9 @@ from contextlib import asynccontextmanager
 
 from fastapi import FastAPI
 
-from app import wiring
+from app import probe, wiring
 from app.routes import admin, agents, auditing, operations
-from app.settings import AppSettings
+from app.settings import AppSettings, read
 from app.web import Outermost, install_problem_handlers
 from fedselect import __version__
 
@@ -32,12 +32,13 @@ Send the key as `Authorization: Bearer fsk_…`. Errors are `application/problem
 
 def create_app(settings: AppSettings | None = None) -> FastAPI:
     """The application, for ``uvicorn --factory app.main:create_app``."""
-    settings = settings or AppSettings()
+    settings = settings or read()
     logging.basicConfig(level=settings.log_level, format="%(asctime)s %(levelname)s %(message)s")
     core = wiring.build(settings)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        probe.at_start(settings)
         yield
         core.close()
 

@@ -7,10 +7,14 @@ from __future__ import annotations
 
 import base64
 import binascii
+from collections.abc import Mapping
 from functools import cached_property
+from typing import Any
 
-from pydantic import Field, SecretStr, field_validator
+from pydantic import Field, SecretStr, ValidationError, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from fedselect.errors import FedSelectError
 
 
 class DatabaseSettings(BaseSettings):
@@ -34,6 +38,9 @@ class AppSettings(DatabaseSettings):
     s3_bucket: str = "fedselect"
     s3_access_key: SecretStr
     s3_secret_key: SecretStr
+    storage_strict: bool = Field(
+        False, description="Refuse to start unless the store enforces signature, method, expiry."
+    )
 
     key_pepper: SecretStr = Field(
         min_length=32, description="Secret for the digests of keys; changing it revokes all keys."
@@ -106,3 +113,25 @@ class AppSettings(DatabaseSettings):
     def public_s3_endpoint(self) -> str:
         """Where clients find the object store."""
         return self.s3_public_endpoint or self.s3_endpoint
+
+
+class SettingsError(FedSelectError):
+    """A setting is missing or cannot be used."""
+
+    code = "environment_invalid"
+
+
+def read(variables: Mapping[str, str] | None = None) -> AppSettings:
+    """The settings of this process; ``variables`` win over its environment.
+
+    Raises:
+        SettingsError: names every variable that is missing or wrong, but no value.
+    """
+    given: dict[str, Any] = {name.lower(): value for name, value in (variables or {}).items()}
+    try:
+        return AppSettings(**given)
+    except ValidationError as error:
+        wrong = [f"{'.'.join(map(str, e['loc'])).upper()}: {e['msg']}" for e in error.errors()]
+        raise SettingsError(
+            f"{'; '.join(wrong)}. Settings are environment variables (docs/DEPLOY.md)"
+        ) from error

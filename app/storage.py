@@ -6,7 +6,6 @@ clients get are signed for another endpoint if there is one (DESIGN §3, `app/si
 
 from __future__ import annotations
 
-import base64
 import xml.etree.ElementTree as ET
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -23,11 +22,12 @@ from minio.error import MinioException, S3Error
 
 from app.errors import Missing, Unavailable
 from app.settings import AppSettings
-from app.signing import Signer
+from app.signing import Signer, pinned
 from fedselect.protocol import MULTIPART_FROM, Download
 
 CHUNK = 1024 * 1024
 GONE = {"NoSuchKey", "NoSuchBucket", "NotFound"}  # what stores call an object that is not there
+BEYOND = {"InvalidRange", "InvalidArgument"}  # and a range that ends behind the object
 Query = dict[str, str | list[str] | tuple[str]]
 BEGINNING = datetime.min.replace(tzinfo=UTC)  # of what a store does not date
 
@@ -65,7 +65,7 @@ class Storage(Protocol):
         """Write an object of exactly ``size`` bytes."""
 
     def read(self, key: str, start: int = 0, length: int = 0) -> bytes:
-        """Read a range; ``length`` 0 means to the end. Raises Missing."""
+        """Read a range, cut off at the end; ``length`` 0 means all that follows. Raises Missing."""
 
     def stream(self, key: str) -> Iterator[bytes]:
         """Read an object piece by piece. Raises Missing."""
@@ -128,19 +128,12 @@ class S3Storage:
 
     def __init__(self, settings: AppSettings) -> None:
         self._bucket = settings.s3_bucket
-        access = settings.s3_access_key.get_secret_value()
-        secret = settings.s3_secret_key.get_secret_value()
-        self.signer = Signer(
-            f"{settings.public_s3_endpoint.rstrip('/')}/{self._bucket}",
-            settings.s3_region,
-            access_key=access,
-            secret_key=secret,
-        )
+        self._signer = Signer.of(settings, settings.public_s3_endpoint)
         endpoint = urlsplit(settings.s3_endpoint)
         self._minio = Minio(
             endpoint.netloc,
-            access_key=access,
-            secret_key=secret,
+            access_key=settings.s3_access_key.get_secret_value(),
+            secret_key=settings.s3_secret_key.get_secret_value(),
             secure=endpoint.scheme == "https",
             region=settings.s3_region,
             http_client=_Pool(
@@ -170,15 +163,25 @@ class S3Storage:
             self._minio.put_object(self._bucket, key, stream, size, part_size=MULTIPART_FROM)
 
     def read(self, key: str, start: int = 0, length: int = 0) -> bytes:
-        """Read a range; ``length`` 0 means to the end."""
+        """Read a range, cut off at the object's end; ``length`` 0 means all that follows."""
         with _translated(key):
-            answer = self._minio.get_object(self._bucket, key, offset=start, length=length)
             try:
-                # Some stores answer a range with status 200, but with the right bytes (rclone).
-                return bytes(answer.read())
-            finally:
-                answer.close()
-                answer.release_conn()
+                return self._range(key, start, length)
+            except S3Error as error:
+                if error.code not in BEYOND:
+                    raise
+            # Nothing starts behind the end; nanio refuses a range that only ends there, too.
+            left = (self._minio.stat_object(self._bucket, key).size or 0) - start
+            return self._range(key, start, min(length or left, left)) if left > 0 else b""
+
+    def _range(self, key: str, start: int, length: int) -> bytes:
+        answer = self._minio.get_object(self._bucket, key, offset=start, length=length)
+        try:
+            # Some stores answer a range with status 200, but with the right bytes (rclone).
+            return bytes(answer.read())
+        finally:
+            answer.close()
+            answer.release_conn()
 
     def stream(self, key: str) -> Iterator[bytes]:
         """Read an object piece by piece."""
@@ -267,7 +270,8 @@ class S3Storage:
                 query: Query = {"uploads": "", "prefix": prefix, "key-marker": marker}
                 answer = self._minio._execute("GET", self._bucket, query_params=query)
                 page = ListMultipartUploadsResult(answer)
-                for found in page.uploads:
+                ours = (u for u in page.uploads if u.object_name.startswith(prefix))  # nanio: all
+                for found in ours:
                     begun = found.initiated_time or BEGINNING
                     yield IncompleteMultipart(found.object_name, found.upload_id or "", begun)
                 if not page.is_truncated or page.next_key_marker in (None, marker):
@@ -280,20 +284,20 @@ class S3Storage:
         self, key: str, *, size: int, md5: str, until: datetime
     ) -> tuple[str, dict[str, str]]:
         """A signed PUT address for exactly this length and content, and the headers to send."""
-        headers = _pinned(size, md5)
-        return self.signer.sign("PUT", key, until=until, headers=headers), headers
+        headers = pinned(size, md5)
+        return self._signer.sign("PUT", key, until=until, headers=headers), headers
 
     def sign_part(
         self, key: str, upload_id: str, *, number: int, size: int, md5: str, until: datetime
     ) -> tuple[str, dict[str, str]]:
         """The same for one part of a multipart upload."""
-        headers = _pinned(size, md5)
+        headers = pinned(size, md5)
         query = {"partNumber": str(number), "uploadId": upload_id}
-        return self.signer.sign("PUT", key, until=until, headers=headers, query=query), headers
+        return self._signer.sign("PUT", key, until=until, headers=headers, query=query), headers
 
     def sign_get(self, key: str, *, sha256: str, size: int, until: datetime) -> Download:
         """A signed GET address."""
-        url = self.signer.sign("GET", key, until=until)
+        url = self._signer.sign("GET", key, until=until)
         return Download(url=url, sha256=sha256, size=size, expires_at=until)
 
 
@@ -308,13 +312,6 @@ class _Pool(urllib3.PoolManager):
         if kind == "text/xml":  # rclone's
             answer.headers["content-type"] = f"application/xml{semicolon}{rest}"
         return answer
-
-
-def _pinned(size: int, md5: str) -> dict[str, str]:
-    return {
-        "content-length": str(size),
-        "content-md5": base64.b64encode(bytes.fromhex(md5)).decode(),
-    }
 
 
 @contextmanager

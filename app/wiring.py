@@ -12,7 +12,7 @@ from app import failpoints
 from app.db import Clock, Database
 from app.jobs import Doorbell
 from app.ledger import Sealer
-from app.settings import AppSettings
+from app.settings import AppSettings, read
 from app.storage import S3Storage
 
 
@@ -38,7 +38,7 @@ def now() -> datetime:
 
 def build(settings: AppSettings | None = None, *, clock: Clock = now) -> Coordinator:
     """Build all parts; connections are opened when they are first used."""
-    settings = settings or AppSettings()
+    settings = settings or read()
     bell = failpoints.bracket(Doorbell(settings.redis_url.get_secret_value()), "bell")
     db = Database(
         settings.database_url.get_secret_value(),

@@ -61,6 +61,7 @@ HALVES = {
             "down": "Stop what `up` started.",
             "status": "Show what runs.",
             "jobs": "Look at the coordinator's work and retry it.",
+            "storage": "Try what the object store enforces.",
             "admin": "Prepare a deployment.",
             "gc": "Delete what is too old.",
             "backup": "Write database and bucket to a folder.",

@@ -12,22 +12,26 @@ import pytest
 from app.settings import AppSettings
 from app.storage import S3Storage
 
-from .servers import OTHERS, running
+from .servers import LOCAL, OTHERS, running
 
-STORES = ("juicefs", *OTHERS)
+STORES = (LOCAL, *OTHERS)
 
 
 @pytest.fixture(scope="session", params=STORES)
-def store_variables(
-    request: pytest.FixtureRequest, environment: dict[str, str]
-) -> Iterator[dict[str, str]]:
-    """All variables of a coordinator that uses this store; ``juicefs`` is the local stack's."""
-    if request.param == "juicefs":
+def maker(request: pytest.FixtureRequest) -> str:
+    """The wheel that a store comes in."""
+    return str(request.param)
+
+
+@pytest.fixture(scope="session")
+def store_variables(maker: str, environment: dict[str, str]) -> Iterator[dict[str, str]]:
+    """All variables of a coordinator that uses this store."""
+    if maker == LOCAL:
         yield environment
         return
     folder = Path(os.environ["FEDSELECT_TEST_STACK"]) / f"stores-{secrets.token_hex(4)}"
     folder.mkdir(parents=True)
-    with running(request.param, folder) as variables:
+    with running(OTHERS[maker], folder) as variables:
         yield environment | variables
 
 

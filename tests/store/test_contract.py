@@ -54,6 +54,9 @@ def test_an_object_is_read_as_it_was_written(storage: S3Storage, folder: str, si
     if size > 10:
         assert storage.read(f"{folder}/a", 3, 5) == data[3:8]
         assert storage.read(f"{folder}/a", size - 4) == data[-4:]
+        assert storage.read(f"{folder}/a", size - 4, 100) == data[-4:], "cut off at the end"
+        assert storage.read(f"{folder}/a", 0, size + 1) == data
+        assert storage.read(f"{folder}/a", size, 3) == b""
     storage.delete([f"{folder}/a"])
 
 
@@ -135,6 +138,7 @@ def test_signed_parts_resume(storage: S3Storage, folder: str) -> None:
 def test_an_incomplete_upload_is_found_and_aborted(storage: S3Storage, folder: str) -> None:
     keys = {f"{folder}/{name}" for name in "ab"}
     uploads = {storage.create_multipart(key): key for key in keys}
+    storage.create_multipart(f"staging/other-{secrets.token_hex(8)}")
     found = list(storage.multiparts(f"{folder}/"))
     assert {each.upload_id: each.key for each in found} == uploads
     for each in found:

@@ -1,0 +1,67 @@
+"""The commands ``fedselect storage``: what the configured object store enforces.
+
+Owns what they print. Must not contain checks (`app/probe_checks.py`).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Column, Table
+
+from app import settings
+from app.probe import Report, probe
+from app.settings import AppSettings
+
+app = typer.Typer(no_args_is_help=True, help="The object store behind the coordinator.")
+out = Console()
+
+
+@app.callback()
+def _group() -> None:
+    """Keeps ``probe`` a command of its own while it is the only one."""
+
+
+@app.command("probe")
+def probe_store(
+    root: Annotated[Path, typer.Option(help="Folder of the local stack.")] = Path(".fedselect"),
+    strict: Annotated[
+        bool, typer.Option("--strict", help="Exit 1 unless signature, method, expiry hold.")
+    ] = False,
+    public: Annotated[
+        bool, typer.Option("--public", help="At S3_PUBLIC_ENDPOINT, as clients reach it.")
+    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON for programs.")] = False,
+) -> None:
+    """Try what the store of S3_ENDPOINT, or of the local stack, enforces; it leaves nothing."""
+    report = probe(_settings(root), public=public)
+    if as_json:
+        typer.echo(json.dumps({**asdict(report), "summary": report.summary}))
+    else:
+        out.print(_table(report))
+        out.print(f"{report.summary} ({report.endpoint}, {report.seconds:.1f} s)")
+    if strict:
+        report.insist()
+
+
+def _settings(root: Path) -> AppSettings:
+    """Of this process, or of the local stack where there is one and no store is named."""
+    if os.environ.get("S3_ENDPOINT") or not (root / "state.json").exists():
+        return settings.read()
+    from app.localstack import LocalStack  # its libraries take a second to load
+
+    return settings.read(LocalStack(root).environment())
+
+
+def _table(report: Report) -> Table:
+    headers = ("tried", "the store", "so", "which means")
+    table = Table(Column("check", no_wrap=True), *headers, box=None)
+    for f in report.findings:
+        table.add_row(f.check, f.tried, f.answer, f.verdict.value, f.meaning)
+    return table
