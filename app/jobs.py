@@ -89,6 +89,15 @@ class Doorbell:
         except Exception as error:  # vendor errors of three libraries; the row stays due
             log.warning("doorbell unreachable: %s", type(error).__name__)
 
+    def answers(self) -> bool:
+        """Whether Redis takes rings at this moment."""
+        try:
+            with self._celery.connection_for_write(connect_timeout=2) as connection:
+                connection.ensure_connection(max_retries=1, timeout=2)
+        except Exception:  # as above
+            return False
+        return True
+
 
 # --- rows --------------------------------------------------------------------------------------
 

@@ -149,16 +149,16 @@ class Coordinator(ProductProcess):
 
 
 class CeleryProcess(ProductProcess):
-    """A Celery program; it has no port, so it is its log that says when it has connected."""
+    """A supervised Celery program; without a port, its log must say when it has connected."""
 
     has_port = False
     arguments: ClassVar[tuple[str, ...]]
     announcement: ClassVar[str]
 
     def command(self) -> list[str]:
-        """Celery with the application of `workers/`."""
-        celery = [sys.executable, "-m", "celery", "-A", "workers.celery_app"]
-        return [*celery, *self.arguments, "--loglevel", "INFO"]
+        """Celery with the application of `workers/`, started again whenever it ends."""
+        supervised = [sys.executable, "-m", "workers.supervise"]
+        return [*supervised, *self.arguments, "--loglevel", "INFO"]
 
     def ready(self) -> None:
         """Look for the announcement in the log of this start."""

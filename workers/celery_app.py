@@ -1,6 +1,6 @@
 """The Celery application of worker and scheduler: tasks by name, no logic.
 
-``celery -A workers.celery_app worker`` and ``celery -A workers.celery_app beat``. Messages carry a
+Run by ``workers.supervise`` as ``celery worker`` and ``celery beat``. Messages carry a
 job id or nothing at all; losing every one of them loses nothing.
 """
 

@@ -67,8 +67,8 @@ def test_the_commands_that_compose_names_exist(compose):
     assert set(named) <= set(admin)
     worker = " ".join(compose["services"]["worker"]["command"])
     scheduler = " ".join(compose["services"]["scheduler"]["command"])
-    assert "workers.celery_app" in worker
-    assert "workers.celery_app" in scheduler
+    assert "workers.supervise worker" in worker
+    assert "workers.supervise beat" in scheduler
 
 
 def test_every_long_running_service_has_a_health_check(compose):

@@ -337,9 +337,11 @@ def site(
     stack: LocalStack, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[LocalStack]:
     """A stack on the shared servers whose product is `MAIN` and `CELERY`."""
-    for module, text in {"app/main.py": MAIN, "workers/celery_app.py": CELERY}.items():
+    supervise = (Path(__file__).parents[2] / "workers" / "supervise.py").read_text()
+    parts = {"app/main.py": MAIN, "workers/celery_app.py": CELERY}
+    for module, text in {**parts, "workers/supervise.py": supervise}.items():
         path = tmp_path / "product" / module
-        path.parent.mkdir(parents=True)
+        path.parent.mkdir(parents=True, exist_ok=True)
         (path.parent / "__init__.py").touch()
         path.write_text(text)
     monkeypatch.setenv("PYTHONPATH", str(tmp_path / "product"))
@@ -365,6 +367,21 @@ def test_the_product_starts_dies_and_comes_back(site: LocalStack) -> None:
     site.up()
     assert not [child for child in pool if alive(child)]
     assert worker.pid != pids(site)["worker"]
+
+
+@pytest.mark.parametrize("name", ["worker", "scheduler"])
+def test_a_celery_program_that_dies_is_started_again(site: LocalStack, name: str) -> None:
+    """Only its supervisor is asked to stop; whatever of the dead one is left is ended."""
+    site.up()
+    supervisor = psutil.Process(pids(site)[name])
+    (program,) = supervisor.children()
+    pool = program.children(recursive=True)
+    program.kill()
+    until(lambda: supervisor.children() not in ([], [program]))
+    assert not [child for child in pool if alive(child)]
+    assert states(site)[name] is ServiceState.RUNNING
+    site.stop(name)
+    assert states(site)[name] is ServiceState.NOT_STARTED
 
 
 def test_a_coordinator_that_cannot_start(site: LocalStack, tmp_path: Path) -> None:
