@@ -65,14 +65,29 @@ class Tx:
 class Database:
     """Opens transactions; thread-safe."""
 
-    def __init__(self, url: str, *, pool: int, clock: Clock, ring: Callable[[UUID], None]) -> None:
+    def __init__(
+        self,
+        url: str,
+        *,
+        pool: int,
+        clock: Clock,
+        ring: Callable[[UUID], None],
+        patience: float = 20.0,
+    ) -> None:
+        """``patience``: seconds a transaction may stand still before the server ends it.
+
+        A process that freezes inside one must not keep its locks for ever.
+        """
         self._engine = create_engine(
             url,
             pool_size=pool,
             max_overflow=pool,
             pool_pre_ping=True,
             pool_timeout=10,
-            connect_args={"connect_timeout": 10},
+            connect_args={
+                "connect_timeout": 10,
+                "options": f"-c idle_in_transaction_session_timeout={round(1000 * patience)}",
+            },
         )
         self._clock = clock
         self._ring = ring
@@ -95,9 +110,10 @@ class Database:
     def singleton(self, number: int) -> Iterator[bool]:
         """Hold an advisory lock while the block runs; yields False if another process has it.
 
-        The lock belongs to a connection of its own, so it is freed even by ``kill -9``.
+        The lock belongs to a connection of its own, so it is freed even by ``kill -9``; that is in
+        no transaction, so it may stand still.
         """
-        with self._engine.connect() as connection:
+        with self._engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
             held = bool(connection.scalar(text("SELECT pg_try_advisory_lock(:n)"), {"n": number}))
             try:
                 yield held

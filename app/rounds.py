@@ -416,6 +416,11 @@ def overdue(tx: Tx) -> tuple[list[UUID], list[UUID]]:
     return list(rounds), list(tx.session.scalars(select(Run.id).where(late)))
 
 
+def has_ended(tx: Tx, round_id: UUID) -> bool:
+    """Whether a round needs nothing any more; a failed one may still be published."""
+    return RoundState(fresh_round(tx, round_id).state) in TERMINAL_ROUNDS
+
+
 def tick(tx: Tx, round_id: UUID) -> None:
     """Let a round notice the time: deadlines, and uploads whose verification takes too long."""
     run, current = lock_round(tx, round_id)

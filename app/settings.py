@@ -85,6 +85,9 @@ class AppSettings(DatabaseSettings):
     )
     gc_every: float = Field(900, gt=0, description="Seconds between two collections.")
     gc_batch: int = Field(500, ge=1, le=10_000, description="Objects deleted at a time.")
+    idle_transaction: float = Field(
+        20, gt=0, description="Seconds a transaction may stand still before its locks are freed."
+    )
     database_pool: int = Field(10, ge=1, le=200)
     log_level: str = "INFO"
 

@@ -45,6 +45,7 @@ def build(settings: AppSettings | None = None, *, clock: Clock = now) -> Coordin
         pool=settings.database_pool,
         clock=clock,
         ring=bell.ring,
+        patience=settings.idle_transaction,
     )
     sealer = Sealer(settings.ledger_seed, settings.ledger_origin)
     storage = failpoints.bracket(S3Storage(settings), "store")

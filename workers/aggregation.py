@@ -15,7 +15,7 @@ from uuid import UUID
 import numpy as np
 
 from app import manifests, objects, rounds
-from app.jobs import Lease, Progress
+from app.jobs import Lease, LeaseLost, Progress
 from app.storage import Storage
 from app.tables import Round
 from app.wiring import Coordinator
@@ -42,9 +42,21 @@ def aggregate_part(core: Coordinator, lease: Lease, progress: Progress) -> None:
         progress()
     base = _read_base(core.storage, manifest, start, stop)
     data = accumulator.finish(base, manifest.min_contributors).astype("<f4").tobytes()
-    core.storage.put(_partial(lease.subject_id, lease.part), io.BytesIO(data), len(data))
+    key = _partial(lease.subject_id, lease.part)
+    core.storage.put(key, io.BytesIO(data), len(data))
+    try:
+        with core.db.transaction(ACTOR) as tx:
+            rounds.part_done(tx, lease)
+    except LeaseLost:
+        _clear_away(core, lease, key)  # those who had the lease may have cleared up long ago
+        raise
+
+
+def _clear_away(core: Coordinator, lease: Lease, key: str) -> None:
     with core.db.transaction(ACTOR) as tx:
-        rounds.part_done(tx, lease)
+        over = rounds.has_ended(tx, lease.subject_id)
+    if over:
+        core.storage.delete([key])
 
 
 def publish(core: Coordinator, lease: Lease, progress: Progress) -> None:
@@ -52,7 +64,8 @@ def publish(core: Coordinator, lease: Lease, progress: Progress) -> None:
     with core.db.transaction(ACTOR) as tx:
         manifest = manifests.load(tx, lease.subject_id)
         current = tx.session.get_one(Round, lease.subject_id)
-        key = f"versions/{current.arm_id}/{current.number}"
+        # With the attempt: a zombie of a cancelled one must not reach its successor's file.
+        key = f"versions/{current.arm_id}/{current.number}-{current.attempt}"
         head = wire.version_head(manifest.space, manifest.elements)
         size = len(head) + 4 * manifest.elements
         objects.claim(tx, key, project=current.project_id, size=size)
@@ -66,10 +79,23 @@ def publish(core: Coordinator, lease: Lease, progress: Progress) -> None:
             progress()
         spool.seek(0)
         # A zombie may write this object as well, but only with the very same bytes.
-        core.storage.put(key, cast(BinaryIO, spool), size)
+        core.storage.put(key, cast(BinaryIO, _Reported(cast(BinaryIO, spool), progress)), size)
     with core.db.transaction(ACTOR) as tx:
         rounds.publish(tx, lease, object_key=key, sha256=digest.hexdigest(), size=size)
     core.storage.delete(partials)
+
+
+class _Reported:
+    """A file whose every reading is progress, so that a long upload keeps its lease."""
+
+    def __init__(self, file: BinaryIO, progress: Progress) -> None:
+        self._file = file
+        self._progress = progress
+
+    def read(self, size: int = -1) -> bytes:
+        """The next bytes."""
+        self._progress()
+        return self._file.read(size)
 
 
 def _partial(round_id: UUID, part: int) -> str:
