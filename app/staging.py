@@ -12,12 +12,19 @@ from datetime import timedelta
 from uuid import UUID
 
 from sqlalchemy import ColumnElement, and_, func, or_, select, update
+from sqlalchemy.orm import outerjoin
 
 from app.db import Tx
 from app.settings import AppSettings
-from app.tables import Assignment, Upload
+from app.tables import Assignment, Client, Upload
 
 PREFIX = "staging/"
+# An update with its assignment and client, weights without them.
+SENDERS = outerjoin(
+    outerjoin(Upload, Assignment, Assignment.id == Upload.assignment_id),
+    Client,
+    Client.id == Assignment.client_id,
+)
 GRACE = timedelta(minutes=10)  # behind a deadline, for clocks that differ and calls under way
 
 
@@ -34,7 +41,7 @@ def dead_multiparts(tx: Tx, settings: AppSettings, *, limit: int) -> Sequence[De
     """Multipart uploads of reservations that are over, completed ones among them."""
     query = (
         select(Upload.id, Upload.staging_key, Upload.multipart_id)
-        .outerjoin(Assignment, Assignment.id == Upload.assignment_id)
+        .select_from(SENDERS)
         .where(Upload.multipart_id.is_not(None), ~_live(tx, settings))
         .limit(limit)
     )
@@ -52,7 +59,7 @@ def live_keys(tx: Tx, settings: AppSettings, keys: Iterable[str]) -> set[str]:
     """Those of the keys that a live reservation or an unverified upload needs."""
     query = (
         select(Upload.staging_key)
-        .outerjoin(Assignment, Assignment.id == Upload.assignment_id)
+        .select_from(SENDERS)
         .where(Upload.staging_key.in_(list(keys)), _live(tx, settings))
     )
     return set(tx.session.scalars(query))
@@ -61,5 +68,6 @@ def live_keys(tx: Tx, settings: AppSettings, keys: Iterable[str]) -> set[str]:
 def _live(tx: Tx, settings: AppSettings) -> ColumnElement[bool]:
     kept = timedelta(seconds=settings.multipart_keep)
     lapses = func.coalesce(Assignment.deadline, Upload.created_at + kept)
-    reserved = and_(Upload.state == "reserved", lapses > tx.now - GRACE)
+    barred = func.coalesce(Client.state, "active") == "revoked"  # which is final
+    reserved = and_(Upload.state == "reserved", lapses > tx.now - GRACE, ~barred)
     return or_(Upload.state == "uploaded", reserved)

@@ -429,6 +429,21 @@ def test_what_is_over_is_cleared_away_and_what_is_live_stays(
     assert project.sql(query, id=ticket["id"]) == [(row.staging_key, None)]
 
 
+def test_what_a_revoked_client_has_begun_is_cleared_away_at_once(round_: Round) -> None:
+    core, project = round_.project.core, round_.project
+    ticket = ok(round_.client.post(round_.path, announce(round_.data)), 201)
+    ok(round_.client.post(f"/v1/uploads/{ticket['id']}/parts"))
+    query = "SELECT staging_key, multipart_id FROM uploads WHERE id = :id"
+    (row,) = project.sql(query, id=ticket["id"])
+    ok(project.owner.post(f"/v1/clients/{round_.client.id}/suspend"))
+    clear(core)
+    assert core.storage.list_parts(*row) == {}, "suspended, it may come back"
+    ok(project.owner.post(f"/v1/clients/{round_.client.id}/revoke"))
+    clear(core)
+    with pytest.raises(Missing):
+        core.storage.list_parts(*row)
+
+
 def test_a_file_that_is_sent_again_behind_its_verdict_is_cleared_away(
     round_: Round, clock: MovableClock
 ) -> None:
