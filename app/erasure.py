@@ -52,14 +52,15 @@ def erase(core: Coordinator, client_id: UUID, *, project: UUID, actor: str) -> E
         client = clients.of_project(tx, project, client_id)  # 404 before anybody waits
         runs = _open_runs(tx, client)
     with retention.alone(core):
-        with core.db.transaction(actor) as tx:
+        with core.db.transaction(actor, "erasure.revoke") as tx:
             clients.revoke(tx, clients.of_project(tx, project, client_id, lock=True))
         for run_id in runs:
-            with core.db.transaction(actor) as tx:
+            with core.db.transaction(actor, "erasure.end_work") as tx:
                 _end_work(tx, run_id, client_id)
-        with core.db.transaction(actor) as tx:
+        files = _unregistered(core, client_id)
+        with core.db.transaction(actor, "erasure.forget") as tx:
             client = clients.of_project(tx, project, client_id, lock=True)
-            deletion = _forget(tx, client, retention.policy_of(core.settings))
+            deletion = _forget(tx, client, files, retention.policy_of(core.settings))
         if deletion is not None:
             retention.carry_out(core, deletion)
     with core.db.transaction(actor) as tx:
@@ -90,7 +91,9 @@ def _end_work(tx: Tx, run_id: UUID, client_id: UUID) -> None:
         rounds.settle(tx, assignment)
 
 
-def _forget(tx: Tx, client: Client, policy: RetentionPolicy) -> UUID | None:
+def _forget(
+    tx: Tx, client: Client, files: list[StoredObject], policy: RetentionPolicy
+) -> UUID | None:
     """Rows first: what is left then needs none of the client's objects, unless a round is open."""
     first = client.erased_at is None
     if first:
@@ -101,9 +104,9 @@ def _forget(tx: Tx, client: Client, policy: RetentionPolicy) -> UUID | None:
     _forget_rows(tx, client)
     tx.session.flush()
     doomed = retention.lock(tx, _releasable(tx, client, policy), limit=None)
+    doomed += retention.register(tx, files)
     if first:
         ledger.append(tx, "client.erased", f"client:{client.id}", project=client.project_id)
-        doomed += retention.register(tx, _staged(tx, client))
     return retention.doom(tx, doomed, cause="client_erased", project=client.project_id)
 
 
@@ -139,16 +142,22 @@ def _releasable(tx: Tx, client: Client, policy: RetentionPolicy) -> holds.Condit
     return or_(_keys(Update, client), masks) & ~holds.needed(tx.now, policy)
 
 
-def _staged(tx: Tx, client: Client) -> list[StoredObject]:
+def _unregistered(core: Coordinator, client_id: UUID) -> list[StoredObject]:
+    """What lies in the store of the client's staged and refused files; no register knows them."""
     query = (
         select(Upload)
         .join(Assignment, Assignment.id == Upload.assignment_id)
-        .where(Assignment.client_id == client.id)
+        .where(Assignment.client_id == client_id, Upload.state != "accepted")
     )
-    return [
-        StoredObject(upload.staging_key, upload.size, upload.created_at)
-        for upload in tx.session.scalars(query)
-    ]
+    with core.db.transaction("erasure") as tx:
+        uploads = tx.session.scalars(query).all()
+    found = []
+    for upload in uploads:
+        for key in (upload.staging_key, f"quarantine/{upload.project_id}/{upload.id}"):
+            size = core.storage.size(key)
+            if size is not None:
+                found.append(StoredObject(key, size, upload.created_at))
+    return found
 
 
 def _report(tx: Tx, client: Client) -> Erasure:

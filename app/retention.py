@@ -96,7 +96,7 @@ def collect(core: Coordinator, *, batches: int | None = None, strays: bool = Fal
         size = core.settings.gc_batch
         found = list(_listed(core, strays=strays))
         while batches is None or batches > 0:
-            with core.db.transaction(ACTOR) as tx:
+            with core.db.transaction(ACTOR, "deletion.begin") as tx:
                 deletion, part = _begin(tx, core.settings, found[:size], limit=size)
             found = found[size:]
             report.add(part)
@@ -315,7 +315,7 @@ def carry_out(core: Coordinator, deletion: UUID) -> None:
         keys = list(tx.session.scalars(select(Object.key).where(mine)))
     for some in _batches(keys, STORE_BATCH):
         core.storage.delete(some)
-    with core.db.transaction(ACTOR) as tx:
+    with core.db.transaction(ACTOR, "deletion.finish") as tx:
         rows = tx.session.scalars(select(Object).where(mine).with_for_update()).all()
         if not rows:
             return

@@ -22,6 +22,7 @@ from fedselect.protocol import Manifest
 from fedselect.recompute import recompute
 from workers import sweep
 
+from .campaign import Campaign
 from .factories import (
     Caller,
     Client,
@@ -34,7 +35,6 @@ from .factories import (
     ok,
     train,
 )
-from .test_retention import Campaign
 
 
 @pytest.fixture(scope="module")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 
 import pytest
@@ -12,6 +13,7 @@ from app.retention import COLLECTOR
 from fedselect.protocol import VersionInfo
 from fedselect.retention import Erasure
 
+from .campaign import Campaign
 from .factories import (
     contribute,
     deliver,
@@ -28,7 +30,6 @@ from .factories import (
     upload,
 )
 from .test_objects import problems
-from .test_retention import Campaign
 
 
 def erase(project, client):
@@ -234,3 +235,20 @@ def test_masks_wait_while_a_file_of_the_project_is_being_verified(project):
     report = erase(project, leaver)
     assert (report.updates, report.masks, report.waiting) == (1, 1, 0)
     assert problems(project) == ([], {})
+
+
+def test_its_refused_files_go_as_well(project):
+    model = make_model(project)
+    make_run(project, model)
+    leaver, _ = make_clients(project, 2)
+    assignment = leaver.assignment()
+    deliver(leaver, assignment, train(assignment, model.space, seed=1, space="0" * 64).data)
+    drain(project)
+    ((id, state),) = project.sql(
+        "SELECT id, state FROM uploads WHERE assignment_id = :id", id=assignment["id"]
+    )
+    assert state == "rejected"
+    key = f"quarantine/{project.id}/{id}"
+    project.core.storage.put(key, io.BytesIO(b"abc"), 3)
+    erase(project, leaver)
+    assert project.core.storage.size(key) is None

@@ -10,8 +10,8 @@ from typer.testing import CliRunner
 
 from fedselect.cli import build
 
+from .campaign import Campaign
 from .factories import ok
-from .test_retention import Campaign
 
 
 @pytest.fixture
