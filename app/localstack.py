@@ -138,14 +138,17 @@ class LocalStack:
             for kind in reversed(KINDS):
                 self._end(kind)
 
-    def start(self, name: str) -> None:
-        """Start one service and wait until it works; nothing happens when it runs already."""
+    def start(self, name: str, *, wait: bool = True) -> None:
+        """Start one service, and ``wait`` until it works; nothing happens when it runs already."""
         kind = _kind(name)
         if issubclass(kind, Server) and self._is_given(kind):
             raise StackError(f"{name} is not ours to start: {kind.variable} is set")
         with self._locked():
             self._settle_in()
-            self._bring_up([kind])
+            if wait:
+                self._bring_up([kind])
+            elif self._find(name) is None:
+                self._spawn(self._service(kind))
 
     def stop(self, name: str, *, kill: bool = False) -> None:
         """Stop one service; ``kill`` ends it and all its children at once, like a power cut."""
