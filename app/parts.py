@@ -64,11 +64,11 @@ def missing(core: Coordinator, principal: Principal, upload_id: UUID) -> Missing
         TooMany: the client asks too often.
         Unavailable: the store does not answer, or another call is beginning the same upload.
     """
-    with core.db.transaction(principal.actor) as tx:
+    with core.db.transaction(principal.actor, "plan_parts") as tx:
         plan, until = _plan(tx, principal, upload_id, core)
     multipart_id, stored = _begun(core.storage, plan)
     if multipart_id != plan.multipart_id:
-        with core.db.transaction(principal.actor) as tx:
+        with core.db.transaction(principal.actor, "keep_multipart") as tx:
             kept = _keep(tx, plan, multipart_id)
         if not kept:
             core.storage.abort_multipart(plan.key, multipart_id)

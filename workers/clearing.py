@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Iterator
-from datetime import timedelta
+from datetime import datetime, timedelta
 from itertools import islice
 from typing import TypeVar
 
 from app import staging
+from app.storage import BEGINNING, IncompleteMultipart
 from app.wiring import Coordinator
 
 CLEARER = 0x5EED_0003  # advisory lock
@@ -34,23 +35,23 @@ def clear(core: Coordinator) -> None:
 
 
 def _abort_dead(core: Coordinator) -> int:
-    with core.db.transaction(ACTOR) as tx:
+    with core.db.transaction(ACTOR, "find_dead") as tx:
         found = staging.dead_multiparts(tx, core.settings, limit=MOST)
     for dead in found:
         core.storage.abort_multipart(dead.key, dead.multipart_id)
-        with core.db.transaction(ACTOR) as tx:
+        with core.db.transaction(ACTOR, "forget_multipart") as tx:
             staging.forget(tx, dead)
     return len(found)
 
 
 def _abort_forgotten(core: Coordinator) -> int:
     """Those that no row names: replaced ones, and what a crash of ours has left anywhere."""
-    with core.db.transaction(ACTOR) as tx:
+    with core.db.transaction(ACTOR, "find_live") as tx:
         before = tx.now - timedelta(seconds=core.settings.multipart_keep)
-    old = (found for found in core.storage.multiparts("") if found.initiated < before)
+    old = (found for found in core.storage.multiparts("") if _is_old(found, before))
     aborted = 0
     for batch in _batches(islice(old, MOST)):
-        with core.db.transaction(ACTOR) as tx:
+        with core.db.transaction(ACTOR, "find_live") as tx:
             live = staging.live_keys(tx, core.settings, [found.key for found in batch])
         for found in batch:
             if found.key not in live:
@@ -59,13 +60,19 @@ def _abort_forgotten(core: Coordinator) -> int:
     return aborted
 
 
+def _is_old(found: IncompleteMultipart, before: datetime) -> bool:
+    # Without a date it may be what a worker writes at this moment; below staging/ no worker writes.
+    known = found.initiated != BEGINNING or found.key.startswith(staging.PREFIX)
+    return known and found.initiated < before
+
+
 def _delete_files(core: Coordinator) -> int:
-    with core.db.transaction(ACTOR) as tx:
+    with core.db.transaction(ACTOR, "find_live") as tx:
         before = tx.now - staging.GRACE
     old = (found.key for found in core.storage.entries(staging.PREFIX) if found.modified < before)
     deleted = 0
     for batch in _batches(old):
-        with core.db.transaction(ACTOR) as tx:
+        with core.db.transaction(ACTOR, "find_live") as tx:
             dead = sorted(set(batch) - staging.live_keys(tx, core.settings, batch))
         core.storage.delete(dead)
         deleted += len(dead)

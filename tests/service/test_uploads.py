@@ -486,10 +486,23 @@ def test_unfinished_writes_of_a_dead_worker_are_cleared_away(
 @pytest.fixture(scope="module", params=sorted(OTHERS))
 def elsewhere(request: pytest.FixtureRequest, tmp_path_factory: Any) -> Iterator[Json]:
     """The variables of a store of another maker."""
-    with running(request.param, tmp_path_factory.mktemp("stores")) as variables:
+    with running(OTHERS[request.param], tmp_path_factory.mktemp("stores")) as variables:
         names = ("S3_ENDPOINT", "S3_REGION", "S3_BUCKET", "S3_ACCESS_KEY", "S3_SECRET_KEY")
         secret = {"S3_ACCESS_KEY", "S3_SECRET_KEY"}
         yield {n.lower(): SecretStr(variables[n]) if n in secret else variables[n] for n in names}
+
+
+def test_what_a_worker_writes_at_this_moment_is_left_alone(
+    core: Coordinator, elsewhere: Json
+) -> None:
+    settings = core.settings.model_copy(update=elsewhere)
+    there = replace(core, settings=settings, storage=S3Storage(settings))
+    key = f"accepted/{'1' * 32}/{'0' * 64}"
+    begun = there.storage.create_multipart(key)
+    etag = there.storage.put_part(key, begun, 1, b"1" * 100)
+    clear(there)
+    there.storage.complete_multipart(key, begun, [(1, etag)])
+    assert there.storage.size(key) == 100
 
 
 def test_a_store_that_cannot_resume_gets_the_file_again(
