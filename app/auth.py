@@ -38,12 +38,15 @@ class Scope(StrEnum):
     ROUND_ADMIN = "round:admin"
     KEY_ADMIN = "key:admin"
     AUDIT_READ = "audit:read"
+    LEDGER_WITNESS = "ledger:witness"
 
 
 ROLES: dict[str, frozenset[Scope]] = {
     "owner": frozenset(Scope) - {Scope.CLIENT_OWN},
-    "auditor": frozenset({Scope.ROUND_READ, Scope.VERSION_READ, Scope.AUDIT_READ}),
-    "client": frozenset({Scope.CLIENT_OWN, Scope.VERSION_READ, Scope.UPLOAD}),
+    "auditor": frozenset(
+        {Scope.ROUND_READ, Scope.VERSION_READ, Scope.AUDIT_READ, Scope.LEDGER_WITNESS}
+    ),
+    "client": frozenset({Scope.CLIENT_OWN, Scope.VERSION_READ, Scope.UPLOAD, Scope.LEDGER_WITNESS}),
 }
 
 

@@ -296,4 +296,4 @@ def _program(name: str) -> str:
 
 
 def _owner_url(settings: AppSettings) -> str:
-    return settings.database_url.get_secret_value()
+    return settings.owner_url.get_secret_value()

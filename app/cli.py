@@ -6,10 +6,12 @@ the API.
 
 from __future__ import annotations
 
+import base64
 import json
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -19,7 +21,8 @@ from alembic.config import Config
 from rich.console import Console
 from rich.table import Table
 
-from app import jobs_cli, storage_cli, tenants, upkeep_cli, wiring
+from app import jobs_cli, ledger, storage_cli, tenants, upkeep_cli, wiring
+from fedselect.errors import FedSelectError
 from fedselect.personal import write_atomically
 
 if TYPE_CHECKING:
@@ -121,7 +124,7 @@ def _first_key(core: wiring.Coordinator, role: str = "owner") -> str:
 
 @admin.command()
 def migrate() -> None:
-    """Bring the schema of DATABASE_URL up to date."""
+    """Bring the schema up to date as MIGRATION_DATABASE_URL; grant DATABASE_URL's role its use."""
     config = Config()
     config.set_main_option("script_location", "migrations:.")
     config.set_main_option("path_separator", "os")
@@ -146,6 +149,49 @@ def create_key(
         project_id = tenants.ensure_project(tx, organisation=organisation, project=project)
         key = tenants.issue_key(tx, core.settings.pepper, project=project_id, role=role)
     typer.echo(key)
+
+
+@admin.command("rotate-ledger-key")
+def rotate_ledger_key() -> None:
+    """Write down, signed by LEDGER_KEY_PREVIOUS, that LEDGER_KEY signs from now on; print its key.
+
+    Nothing is sealed between giving the service its new key and this; then it goes on by itself.
+    """
+    with _coordinator() as core:
+        old = core.settings.ledger_key_previous
+        if old is None:
+            raise FedSelectError(
+                "give the seed that signs now as LEDGER_KEY_PREVIOUS and the new one as LEDGER_KEY",
+                code="settings_invalid",
+            )
+        with core.db.transaction("command-line") as tx:
+            key = ledger.rotate(
+                tx,
+                old=base64.b64decode(old.get_secret_value()),
+                new=core.settings.ledger_seed,
+                origin=core.settings.ledger_origin,
+            )
+    typer.echo(key)
+
+
+@admin.command("check-ledger")
+def check_ledger(as_json: AsJson = False) -> None:
+    """Recompute the whole ledger, compare heads and rows with it; exit code 1 if one is wrong."""
+    from app import ledgercheck
+
+    with _coordinator() as core:
+        found = ledgercheck.check_ledger(core)
+    if as_json:
+        typer.echo(json.dumps(asdict(found)))
+    else:
+        out.print(
+            f"{found.sealed:,} entries sealed, {found.unsealed:,} waiting, {found.checkpoints:,} "
+            f"heads signed, {found.stored:,} stored: {len(found.findings)} findings"
+        )
+        for line in found.findings:
+            out.print(f"- {line}", markup=False, highlight=False)
+    if found.findings:
+        raise typer.Exit(1)
 
 
 @contextmanager

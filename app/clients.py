@@ -56,8 +56,8 @@ def applicant(body: Registration) -> str:
     return f"enrolment:{found[0]}" if found else "public"
 
 
-def register(tx: Tx, body: Registration, *, pepper: bytes) -> Registered:
-    """Admit the holder of an enrolment token as a new client.
+def register(tx: Tx, body: Registration, *, pepper: bytes, ledger_key: str) -> Registered:
+    """Admit the holder of an enrolment token as a new client; it is told the ledger's key to keep.
 
     Raises:
         Unauthorized: the token is unknown, used or expired.
@@ -88,7 +88,7 @@ def register(tx: Tx, body: Registration, *, pepper: bytes) -> Registered:
         body={"enrolment": enrolment.id},  # no name: it must be possible to forget it
     )
     key = auth.issue_key(tx, pepper, project=project, role="client", client=client.id)
-    return Registered(client=info(client), key=key)
+    return Registered(client=info(client), key=key, ledger_key=ledger_key)
 
 
 def change(tx: Tx, principal: Principal, client_id: UUID, *, command: str) -> ClientInfo:

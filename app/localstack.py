@@ -87,9 +87,10 @@ class LocalStack:
 
     ``durable=False`` trades safety against power cuts for speed. ``port`` is where the coordinator
     listens (otherwise a port is picked once and kept). ``given`` are the variables (default
-    ``os.environ``) that name servers to use instead: ``DATABASE_URL``, ``REDIS_URL`` and
-    ``S3_ENDPOINT``, the last one with its ``S3_REGION``, ``S3_BUCKET``, ``S3_ACCESS_KEY`` and
-    ``S3_SECRET_KEY``; a given ``KEY_PEPPER``, ``LEDGER_KEY`` or ``PUBLIC_URL`` wins, too.
+    ``os.environ``) that name servers to use instead: ``DATABASE_URL`` (and, if another role owns
+    the tables, ``MIGRATION_DATABASE_URL``), ``REDIS_URL`` and ``S3_ENDPOINT``, the last one with
+    its ``S3_REGION``, ``S3_BUCKET``, ``S3_ACCESS_KEY`` and ``S3_SECRET_KEY``; a given
+    ``KEY_PEPPER``, ``LEDGER_KEY`` or ``PUBLIC_URL`` wins, too.
 
     Any number of processes may use the same folder: the truth is in its files and a lock guards
     every change. Every method that starts or stops something raises :class:`StackError`.
@@ -278,8 +279,9 @@ class LocalStack:
         """Complete the folder, secrets and ports, and end what dead services left behind."""
         (self.root / "logs").mkdir(mode=0o700, exist_ok=True)
         (self.root / ".gitignore").write_text("*\n")
-        if not (self.root / "secrets.json").exists():
-            write_private(self.root / "secrets.json", json.dumps(_new_secrets(), indent=2))
+        known = self._secrets() if (self.root / "secrets.json").exists() else {}
+        if _new_secrets().keys() - known.keys():  # of a new folder, or one of an older version
+            write_private(self.root / "secrets.json", json.dumps(_new_secrets() | known, indent=2))
         for kind in KINDS:
             if self._find(kind.name) is None:
                 self._end_leftovers(kind)
@@ -372,6 +374,7 @@ def _tail(log: Path) -> str:
 def _new_secrets() -> dict[str, str]:
     return {
         "POSTGRES_PASSWORD": secrets.token_hex(24),
+        "POSTGRES_SERVICE_PASSWORD": secrets.token_hex(24),
         "REDIS_PASSWORD": secrets.token_hex(24),
         "S3_ACCESS_KEY": f"fedselect{secrets.token_hex(4)}",
         "S3_SECRET_KEY": secrets.token_hex(24),

@@ -5,7 +5,6 @@ Owns queries that change nothing. Must not write.
 
 from __future__ import annotations
 
-from typing import Any
 from uuid import UUID
 
 from sqlalchemy import Select, select
@@ -14,8 +13,10 @@ from app import checkins, ledger, runs
 from app.auth import Principal
 from app.db import Tx
 from app.errors import Missing
-from app.tables import Client, EvaluationRecord, Job, Version
-from fedselect.protocol import Checkpoint, Evaluation, JobInfo, LedgerEntry
+from app.tables import Client, Entry, EvaluationRecord, Job, Seal, Version
+from fedselect.audit import KEY_ROTATED
+from fedselect.ledgerdocs import Checkpoint, LedgerEntry, LedgerKeys
+from fedselect.protocol import Evaluation, JobInfo
 
 
 def evaluations(tx: Tx, principal: Principal, run_id: UUID) -> list[Evaluation]:
@@ -55,21 +56,24 @@ def job_info(job: Job) -> JobInfo:
     return JobInfo.model_validate(job, from_attributes=True)
 
 
-def entries(tx: Tx, *, start: int, limit: int) -> list[LedgerEntry]:
+def entries(tx: Tx, principal: Principal, *, start: int, limit: int) -> list[LedgerEntry]:
     """Sealed ledger entries from ``seq`` start on.
 
-    The ledger is one tree for the whole service; only an auditor's scope leads here.
+    The ledger is one tree for the whole service. Of what is not the principal's project's (nor
+    about the ledger itself) only the leaf hash is shown, so that the tree still verifies.
     """
     rows = ledger.sealed_entries(tx, start=start, limit=limit)
-    return [_entry(seal.seq, seal.leaf, ledger.document(seal.seq, entry)) for seal, entry in rows]
+    return [_entry(principal, seal, entry) for seal, entry in rows]
 
 
-def _entry(seq: int, leaf: bytes, entry: dict[str, Any]) -> LedgerEntry:
-    return LedgerEntry(seq=seq, leaf=leaf.hex(), entry=entry)
+def _entry(principal: Principal, seal: Seal, entry: Entry) -> LedgerEntry:
+    own = entry.project_id == principal.project_id or entry.action == KEY_ROTATED
+    shown = ledger.document(seal.seq, entry) if own else None
+    return LedgerEntry(seq=seal.seq, leaf=seal.leaf.hex(), entry=shown)
 
 
 def checkpoint(tx: Tx, *, public_key: str) -> Checkpoint:
-    """The newest signed head.
+    """The newest signed head; ``public_key`` is the service's own.
 
     Raises:
         Missing: nothing has been sealed yet.
@@ -77,4 +81,11 @@ def checkpoint(tx: Tx, *, public_key: str) -> Checkpoint:
     found = ledger.newest_checkpoint(tx)
     if found is None:
         raise Missing("nothing has been sealed yet; ask again in a second", code="ledger_empty")
-    return Checkpoint(text=found.text, public_key=public_key)
+    return Checkpoint(text=found.text, public_key=ledger.key_of(tx, found, public_key))
+
+
+def ledger_keys(tx: Tx, *, public_key: str) -> LedgerKeys:
+    """The key that signs the ledger, and how it came to that."""
+    known = ledger.rotations(tx)
+    key = known[-1]["new"] if known else public_key
+    return LedgerKeys(public_key=key, statements=[body["statement"] for body in known])

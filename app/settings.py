@@ -23,6 +23,15 @@ class DatabaseSettings(BaseSettings):
     model_config = SettingsConfigDict(frozen=True, extra="ignore", hide_input_in_errors=True)
 
     database_url: SecretStr = Field(description="postgresql+psycopg://user:password@host/name")
+    migration_database_url: SecretStr | None = Field(
+        None, description="The same for the tables' owner: migrate, backup, restore."
+    )
+
+    @property
+    def owner_url(self) -> SecretStr:
+        """The database for the role that owns the tables, which the service itself is not given."""
+        given = self.migration_database_url
+        return given if given and given.get_secret_value() else self.database_url
 
 
 class AppSettings(DatabaseSettings):
@@ -46,6 +55,9 @@ class AppSettings(DatabaseSettings):
         min_length=32, description="Secret for the digests of keys; changing it revokes all keys."
     )
     ledger_key: SecretStr = Field(description="Ed25519 seed, 32 bytes in base64.")
+    ledger_key_previous: SecretStr | None = Field(
+        None, description="The seed before LEDGER_KEY, while `admin rotate-ledger-key` runs."
+    )
     ledger_origin: str = Field("fedselect.local/ledger", pattern=r"^[^\s+]+$")
 
     url_lifetime: float = Field(900, gt=0, le=3600, description="Seconds a signed URL lives.")
@@ -91,9 +103,11 @@ class AppSettings(DatabaseSettings):
     database_pool: int = Field(10, ge=1, le=200)
     log_level: str = "INFO"
 
-    @field_validator("ledger_key")
+    @field_validator("ledger_key", "ledger_key_previous")
     @classmethod
-    def _ledger_key_is_a_seed(cls, value: SecretStr) -> SecretStr:
+    def _ledger_key_is_a_seed(cls, value: SecretStr | None) -> SecretStr | None:
+        if value is None or not value.get_secret_value():
+            return None
         try:
             seed = base64.b64decode(value.get_secret_value(), validate=True)
         except (binascii.Error, ValueError):

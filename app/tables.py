@@ -462,12 +462,13 @@ class Entry(Table):
 
 
 class Seal(Table):
-    """An entry's place in the tamper-evident tree: gapless ``seq`` and leaf hash."""
+    """An entry's place in the tamper-evident tree, with the subtrees that end there: 2, 4, 8 …"""
 
     __tablename__ = "ledger_seals"
     seq: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
     entry_id: Mapped[int] = mapped_column(ForeignKey("ledger_entries.id"), unique=True)
     leaf: Mapped[bytes]
+    subtrees: Mapped[bytes]
 
 
 class CheckpointRecord(Table):

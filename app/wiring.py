@@ -10,6 +10,7 @@ from datetime import UTC, datetime
 
 from app import failpoints
 from app.db import Clock, Database
+from app.heads import StoredHeads
 from app.jobs import Doorbell
 from app.ledger import Sealer
 from app.settings import AppSettings, read
@@ -24,6 +25,7 @@ class Coordinator:
     db: Database
     storage: S3Storage
     sealer: Sealer
+    heads: StoredHeads
     bell: Doorbell
 
     def close(self) -> None:
@@ -49,4 +51,5 @@ def build(settings: AppSettings | None = None, *, clock: Clock = now) -> Coordin
     )
     sealer = Sealer(settings.ledger_seed, settings.ledger_origin)
     storage = failpoints.bracket(S3Storage(settings), "store")
-    return Coordinator(settings, db, storage, sealer, bell)
+    heads = StoredHeads(storage, settings.ledger_origin)
+    return Coordinator(settings, db, storage, sealer, heads, bell)

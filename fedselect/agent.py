@@ -39,6 +39,7 @@ from fedselect.protocol import (
 )
 from fedselect.space import FloatVector
 from fedselect.wire import UpdateMeta, decode_version, encode_update
+from fedselect.witness import Witness
 
 # What makes this client unable to do one assignment, and leaves everything else as it was.
 _UNABLE = (TrainingError, SpaceError, MaskError, WireError)
@@ -87,6 +88,8 @@ def enrol(client: Client, folder: AgentFolder, *, token: str, name: str) -> Cred
         known = Credentials(
             server=client.server, client_id=made.client.id, name=made.client.name, key=made.key
         )
+        if made.ledger_key is not None:
+            folder.pin(made.ledger_key)
         folder.registered(known)
     if known.name != name:
         raise FedSelectError(
@@ -125,6 +128,7 @@ class Agent:
         self._rng = rng
         self._patience = Retries(rng, first=5.0, longest=300.0)
         self._failures = 0
+        self._witness = Witness(client, folder)
 
     def run(
         self,
@@ -155,6 +159,7 @@ class Agent:
         Raises:
             ServiceError: the key is not valid (any more), or it is not a client's.
             FedSelectError: the folder's files are damaged or belong to another model.
+            LedgerError: the coordinator's ledger is not the one that it has shown before.
         """
         try:
             step = self._advance()
@@ -166,6 +171,7 @@ class Agent:
                 StepOutcome.WAITING, self._patience.backoff(self._failures), detail=str(error)
             )
         self._failures = 0
+        self._witness.wait(step.wait)
         return step
 
     def _advance(self) -> Step:
@@ -173,7 +179,7 @@ class Agent:
         if pending is not None:
             return self._follow(*pending)
         answer = self._client.check_in(agent_version=__version__)
-        self._folder.witness(answer.checkpoint)
+        self._witness.see(answer.checkpoint, working=answer.assignment is not None)
         wait = self._pause(answer)
         if answer.assignment is not None:
             return self._do(answer.assignment, wait)
@@ -195,10 +201,10 @@ class Agent:
                 raise
             arm.discard()  # nobody knows the assignment any more, so it can never be published
             return Step(StepOutcome.DISCARDED, self._patience.backoff(1), number, str(error))
-        self._folder.witness(answer.checkpoint)
         work, outcome = answer.assignment, answer.pending
         wait = self._pause(answer)
         verdict = _verdict(tentative, outcome)
+        self._witness.see(answer.checkpoint, working=verdict is not None or work is not None)
         if outcome is not None and verdict is not None:
             return _settle(
                 arm, outcome, tentative=tentative, verdict=verdict, wait=0.0 if work else wait

@@ -5,7 +5,9 @@ Owns names, form and order of writing of every file in it::
     lock                                  held by the one agent that works here
     registration.json                     the Idempotency-Key of a registration under way
     credentials.json                      server, client, name and key (0600)
-    checkpoint.txt                        the newest signed head of the ledger that was shown to us
+    checkpoint.txt                        the last signed head of the ledger that was proven to us
+    ledger-key.txt                        the verifier key that it must be signed with
+    evidence/                             heads that cannot both be true, if we were ever shown any
     versions/<sha256>                     version files in use
     arms/<arm>/arm.json                   the truth about an arm: committed, tentative, counters
     arms/<arm>/<assignment>.safetensors   personal states
@@ -36,6 +38,7 @@ from fedselect.sending import Source
 from fedselect.space import ParameterSpace
 
 CREDENTIALS, REGISTRATION = "credentials.json", "registration.json"
+CHECKPOINT, LEDGER_KEY = "checkpoint.txt", "ledger-key.txt"
 REMEMBERED = 8  # digests of received versions, so that a repeated download counts once
 
 
@@ -133,6 +136,7 @@ class AgentFolder:
         path.mkdir(mode=0o700, parents=True, exist_ok=True)
         path.chmod(0o700)  # it may have been there with another mode
         self._lock = _lock(path / "lock")
+        self._head: str | None = None
         self._versions, self._arms = path / "versions", path / "arms"
         for folder in (self._versions, self._arms):
             _make(folder)
@@ -169,11 +173,36 @@ class AgentFolder:
         _write(self.path / CREDENTIALS, credentials)
         (self.path / REGISTRATION).unlink(missing_ok=True)
 
-    def witness(self, checkpoint: str | None) -> None:
-        """Keep the newest ledger checkpoint: what it signs cannot be denied to us later."""
-        path = self.path / "checkpoint.txt"
-        if checkpoint and not (path.exists() and path.read_text("utf-8") == checkpoint):
-            write_atomically(path, checkpoint.encode())
+    # --- the ledger ----------------------------------------------------------------------------
+
+    def pinned(self) -> str | None:
+        """The verifier key of the ledger that is trusted here."""
+        return _text(self.path / LEDGER_KEY)
+
+    def pin(self, key: str) -> None:
+        """Trust this key from now on."""
+        write_atomically(self.path / LEDGER_KEY, key.encode())
+
+    def head(self) -> str | None:
+        """The last ledger head that was proven: what it signs cannot be denied to us later."""
+        if self._head is None:
+            self._head = _text(self.path / CHECKPOINT)
+        return self._head
+
+    def keep_head(self, text: str) -> None:
+        """Keep a ledger head that was proven."""
+        write_atomically(self.path / CHECKPOINT, text.encode())
+        self._head = text
+
+    def keep_evidence(self, kept: str, shown: str, *, why: str) -> str:
+        """Keep two heads that cannot both be true, for people; returns the folder."""
+        name = hashlib.sha256(f"{kept}\0{shown}".encode()).hexdigest()[:16]
+        folder = self.path / "evidence" / name
+        _make(folder.parent)
+        _make(folder)
+        for file, text in (("kept.txt", kept), ("shown.txt", shown), ("why.txt", why + "\n")):
+            write_atomically(folder / file, text.encode())
+        return str(folder)
 
     # --- version files -------------------------------------------------------------------------
 
@@ -357,6 +386,10 @@ def _read(path: Path, form: type[D]) -> D | None:
         text = f"{path} cannot be read; restore it from a backup or use a new state folder"
     # Raised out here, so that no exception drags the content, maybe a key, along.
     raise FedSelectError(text, code="state_corrupt")
+
+
+def _text(path: Path) -> str | None:
+    return path.read_text("utf-8") if path.exists() else None
 
 
 def _write(path: Path, document: _Document) -> None:

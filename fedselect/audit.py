@@ -1,23 +1,18 @@
-"""The tamper-evident ledger: canonical entries, signed checkpoints, the check of an export.
+"""The tamper-evident ledger: canonical entries, and the check of an export.
 
-Owns an entry's leaf hash, the C2SP checkpoint and the verification of an exported ledger; the tree
-itself is ``merkle``, whose names are offered here too. Must not know rows, files or clocks. What
+Owns an entry's leaf hash and the verification of an exported ledger; the tree is ``merkle``, what
+is signed ``notes``, whose names are offered here too. Must not know rows, files or clocks. What
 holds: a leaf hash depends on what an entry says, not on how its JSON is spaced or ordered; a root
 is believed only behind a signature; it is the reader who verifies, not the server.
 """
 
 from __future__ import annotations
 
-import base64
-import hashlib
 import json
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NoReturn
-
-from cryptography.exceptions import InvalidSignature
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 
 from fedselect.errors import LedgerError
 from fedselect.merkle import (
@@ -29,6 +24,17 @@ from fedselect.merkle import (
     verify_consistency,
     verify_inclusion,
 )
+from fedselect.notes import (
+    Checkpoint,
+    checkpoint_body,
+    follow_keys,
+    read_checkpoint,
+    read_verifier_key,
+    rotation_statement,
+    sign_checkpoint,
+    verifier_key,
+    verify_checkpoint,
+)
 
 __all__ = [
     "Checkpoint",
@@ -39,8 +45,11 @@ __all__ = [
     "consistency_proof",
     "entry_leaf",
     "export_line",
+    "follow_keys",
     "inclusion_proof",
+    "read_checkpoint",
     "read_verifier_key",
+    "rotation_statement",
     "sign_checkpoint",
     "tree_root",
     "verifier_key",
@@ -52,8 +61,6 @@ __all__ = [
 
 MAX_INTEGER = 2**53 - 1  # RFC 7493: what every JSON reader keeps exactly
 MAX_NESTING = 32
-MAX_SIGNATURES = 64
-_ED25519 = b"\x01"  # signature type of C2SP signed-note
 _ASTRAL = re.compile("[\U00010000-\U0010ffff]")
 _WRITER = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"), sort_keys=True)
 _UNSORTED = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"))
@@ -124,134 +131,9 @@ def _utf16_ordered(value: Any) -> Any:
     return [_utf16_ordered(item) for item in value] if isinstance(value, list) else value
 
 
-# --- checkpoints -------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, slots=True)
-class Checkpoint:
-    """A head of the ledger as it was signed: ``size`` entries under ``root`` (32 bytes)."""
-
-    origin: str
-    size: int
-    root: bytes
-
-
-def checkpoint_body(origin: str, size: int, root: bytes) -> str:
-    """The text that is signed: origin, size and root, a line each (C2SP tlog-checkpoint).
-
-    Raises:
-        LedgerError: an origin that does not fit on a line, a negative size, a root that is none.
-    """
-    if not origin or not origin.isprintable() or size < 0 or len(root) != 32:
-        raise LedgerError(f"no checkpoint can say origin {origin!r}, size {size}, root {root!r}")
-    return f"{origin}\n{size}\n{_base64(root)}\n"
-
-
-def sign_checkpoint(body: str, key: Ed25519PrivateKey, name: str) -> str:
-    """The body with its signature line (C2SP signed-note); ``name`` should be the log's origin.
-
-    Raises:
-        LedgerError: not a key name.
-    """
-    signature = _key_id(key.public_key(), name) + key.sign(body.encode())
-    return f"{body}\n— {name} {_base64(signature)}\n"
-
-
-def verifier_key(public_key: Ed25519PublicKey, name: str) -> str:
-    """A public key as text: ``name+keyhash+base64`` (C2SP signed-note).
-
-    Raises:
-        LedgerError: not a key name.
-    """
-    encoded = _base64(_ED25519 + public_key.public_bytes_raw())
-    return f"{name}+{_key_id(public_key, name).hex()}+{encoded}"
-
-
-def read_verifier_key(text: str) -> tuple[str, Ed25519PublicKey]:
-    """Name and key of what :func:`verifier_key` wrote.
-
-    Raises:
-        LedgerError: not such a text, or its parts do not belong together.
-    """
-    name, _, rest = text.partition("+")
-    encoded = _unbase64(rest.partition("+")[2])
-    if len(encoded) != 33 or encoded[:1] != _ED25519:
-        raise LedgerError(f"{text[:200]!r} is not an Ed25519 verifier key (name+hash+base64)")
-    key = Ed25519PublicKey.from_public_bytes(encoded[1:])
-    if verifier_key(key, name) != text:
-        raise LedgerError(f"the key hash in {text[:200]!r} does not fit its name and key")
-    return name, key
-
-
-def verify_checkpoint(text: str, public_key: str) -> Checkpoint:
-    """Read a signed checkpoint; ``public_key`` is the verifier key of the log that is trusted.
-
-    Signatures of other keys (witnesses) are ignored, as the format demands.
-
-    Raises:
-        LedgerError: not a signed note, not signed by this key, or not a checkpoint.
-    """
-    name, key = read_verifier_key(public_key)
-    head, blank, tail = text.rpartition("\n\n")
-    if not blank or not tail.endswith("\n") or tail.count("\n") > MAX_SIGNATURES:
-        raise LedgerError("the checkpoint is not a signed note")
-    body = head + "\n"
-    mine = [_signature(line, name, _key_id(key, name)) for line in tail[:-1].split("\n")]
-    found = [signature for signature in mine if signature is not None]
-    if not found:
-        raise LedgerError(f"the checkpoint bears no signature of {name!r}")
-    try:
-        for signature in found:
-            key.verify(signature, body.encode())
-    except (InvalidSignature, UnicodeEncodeError) as error:
-        raise LedgerError(f"the signature of {name!r} does not fit the checkpoint") from error
-    return _read_body(body)
-
-
-def _signature(line: str, name: str, key_id: bytes) -> bytes | None:
-    """The signature on a line, None if another key made it."""
-    parts = line.split(" ")
-    if len(parts) != 3 or parts[0] != "—":
-        raise LedgerError(f"{line[:200]!r} is not a signature line")
-    raw = _unbase64(parts[2])
-    return raw[4:] if (parts[1], raw[:4]) == (name, key_id) else None
-
-
-def _read_body(body: str) -> Checkpoint:
-    lines = body.split("\n")[:-1]
-    if len(lines) < 3 or not all(line and line.isprintable() for line in lines):
-        raise LedgerError("a checkpoint needs an origin, a size and a root, a line each")
-    origin, size, root = lines[0], lines[1], _unbase64(lines[2])
-    if not (size.isascii() and size.isdigit() and len(size) < 20 and str(int(size)) == size):
-        raise LedgerError(f"{size[:40]!r} is not a tree size")
-    if len(root) != 32:
-        raise LedgerError("the root of a checkpoint must be a SHA-256")
-    return Checkpoint(origin, int(size), root)
-
-
-def _key_id(public_key: Ed25519PublicKey, name: str) -> bytes:
-    if not name or not name.isprintable() or " " in name or "+" in name:
-        raise LedgerError(f"{name[:200]!r} is not a key name: no spaces, no plus signs, not empty")
-    text = name.encode() + b"\n" + _ED25519 + public_key.public_bytes_raw()
-    return hashlib.sha256(text).digest()[:4]
-
-
-def _base64(data: bytes) -> str:
-    return base64.b64encode(data).decode()
-
-
-def _unbase64(text: str) -> bytes:
-    try:
-        data = base64.b64decode(text, validate=True)
-    except ValueError as error:
-        raise LedgerError(f"{text[:200]!r} is not base64") from error
-    # Otherwise two texts would stand for the same signature.
-    if _base64(data) != text:
-        raise LedgerError(f"{text[:200]!r} is not canonical base64")
-    return data
-
-
 # --- an exported ledger ------------------------------------------------------------------------
+
+KEY_ROTATED = "ledger.key_rotated"  # the entry whose body names the next key: old, new, statement
 
 
 @dataclass(frozen=True, slots=True)
@@ -259,60 +141,159 @@ class ExportReport:
     """An export that verified: its signed head and the key behind it.
 
     ``pinned`` says that the caller named the key; without it, an export only vouches for itself.
+    Of ``withheld`` entries only the leaf hash is there; ``heads`` kept elsewhere are prefixes.
     """
 
     entries: int
+    withheld: int
     checkpoint: Checkpoint
     public_key: str
     pinned: bool
+    heads: int
 
 
 _LINE, _HEAD = {"seq", "leaf", "entry"}, {"checkpoint", "public_key"}
+_Entry = dict[str, Any]
 
 
-def export_line(entry: Mapping[str, Any], leaf: bytes) -> str:
+def export_line(seq: int, leaf: bytes, entry: Mapping[str, Any] | None) -> str:
     """One line of an export, without its line break, in the form that verifies fastest.
+
+    ``entry`` is None where only the leaf hash may be shown.
 
     Raises:
         LedgerError: the entry has no canonical JSON.
     """
-    line = {"entry": dict(entry), "leaf": leaf.hex(), "seq": entry["seq"]}
+    line = {"entry": entry if entry is None else dict(entry), "leaf": leaf.hex(), "seq": seq}
     return canonical_json(line).decode()
 
 
-def verify_export(lines: Iterable[str], *, public_key: str | None = None) -> ExportReport:
+def verify_export(
+    lines: Iterable[str],
+    *,
+    public_key: str | None = None,
+    heads: Sequence[str] = (),
+    partial: bool = False,
+) -> ExportReport:
     """Check an exported ledger line by line, in memory that does not grow with it.
 
     Lines are ``{"seq", "leaf", "entry"}`` from 0 without a gap, then ``{"checkpoint",
     "public_key"}``. Every leaf hash must follow from its entry and all of them must give the
-    signed root. ``public_key`` pins the verifier key; otherwise the export's own is taken.
+    signed root. ``public_key`` pins the verifier key (an earlier one, too: the export tells how
+    one followed the other); otherwise the export's own is taken. ``heads`` are checkpoints that
+    somebody kept elsewhere: the export must be the same ledger, grown or not. Only a ``partial``
+    export may withhold entries, as that of one project does with those of the others.
 
     Raises:
         LedgerError: something was edited, dropped, moved, cut off or not signed by this key; the
             text names the first bad entry, where that can be told.
     """
-    tree, head = Frontier(), None
+    export = _Export({read_checkpoint(head).size for head in heads}, partial=partial)
     for line in lines:
-        if head is not None:
-            raise LedgerError(f"something follows the checkpoint, behind entry {tree.size - 1}")
-        leaf = _written_leaf(line, tree.size)
-        if leaf is not None:
-            tree.append(leaf)
-            continue
-        document = _read_line(line, tree.size)
-        if document.keys() == _HEAD:
-            head = document
-        else:
-            tree.append(_checked_leaf(document, tree.size))
-    if head is None:
-        raise LedgerError(f"entry {tree.size}: the export is cut off before its checkpoint")
-    if not all(isinstance(value, str) for value in head.values()):
-        raise LedgerError("checkpoint and public_key must be strings")
-    if public_key is not None and head["public_key"] != public_key:
-        raise LedgerError(f"signed by {head['public_key'][:200]!r}, not by {public_key!r}")
+        export.take(line)
+    head, tree = export.end(), export.tree
+    first = export.first_key or head["public_key"]
+    keys = follow_keys(first if public_key is None else public_key, export.statements)
+    if head["public_key"] not in keys:
+        raise LedgerError(f"signed by {head['public_key'][:200]!r}, not by {keys[-1]!r}")
     checkpoint = verify_checkpoint(head["checkpoint"], head["public_key"])
     _check_head(tree, checkpoint)
-    return ExportReport(tree.size, checkpoint, head["public_key"], public_key is not None)
+    for text in heads:
+        _check_kept(_verified(text, keys), export)
+    return ExportReport(
+        entries=tree.size,
+        withheld=export.withheld,
+        checkpoint=checkpoint,
+        public_key=head["public_key"],
+        pinned=public_key is not None,
+        heads=len(heads),
+    )
+
+
+class _Export:
+    """What has been read of an export: its tree, and what is needed at the end of it."""
+
+    def __init__(self, sizes: set[int], *, partial: bool) -> None:
+        self.tree = Frontier()
+        self.roots = {0: self.tree.root()}  # at the sizes that are asked for
+        self.withheld = 0
+        self.first_key: str | None = None
+        self.statements: list[str] = []
+        self._sizes, self._partial = sizes, partial
+        self._head: dict[str, Any] | None = None
+
+    def take(self, line: str) -> None:
+        tree = self.tree
+        if self._head is not None:
+            raise LedgerError(f"something follows the checkpoint, behind entry {tree.size - 1}")
+        leaf, entry = _written_leaf(line, tree.size) or self._read(line)
+        if self._head is not None:
+            return
+        tree.append(leaf)
+        if tree.size in self._sizes:
+            self.roots[tree.size] = tree.root()
+        if entry is None:
+            self._withhold()
+        elif entry.get("action") == KEY_ROTATED:
+            self._rotate(entry.get("body"))
+
+    def end(self) -> dict[str, Any]:
+        if self._head is None:
+            raise LedgerError(
+                f"entry {self.tree.size}: the export is cut off before its checkpoint"
+            )
+        if not all(isinstance(value, str) for value in self._head.values()):
+            raise LedgerError("checkpoint and public_key must be strings")
+        return self._head
+
+    def _withhold(self) -> None:
+        if not self._partial:
+            raise LedgerError(
+                f"entry {self.tree.size - 1}: withheld, only its leaf hash is there, as in the "
+                "export of one project; say that you expect a partial one"
+            )
+        self.withheld += 1
+
+    def _read(self, line: str) -> tuple[bytes, _Entry | None]:
+        document = _read_line(line, self.tree.size)
+        if document.keys() != _HEAD:
+            return _checked_leaf(document, self.tree.size)
+        self._head = document
+        return b"", None
+
+    def _rotate(self, body: Any) -> None:
+        try:
+            old, statement = str(body["old"]), str(body["statement"])
+        except (TypeError, KeyError) as error:
+            text = f"entry {self.tree.size - 1}: a change of key that names none"
+            raise LedgerError(text) from error
+        self.first_key = self.first_key or old
+        self.statements.append(statement)
+
+
+def _verified(text: str, keys: list[str]) -> Checkpoint:
+    for key in keys[:-1]:
+        try:
+            return verify_checkpoint(text, key)
+        except LedgerError:
+            continue
+    return verify_checkpoint(text, keys[-1])
+
+
+def _check_kept(kept: Checkpoint, export: _Export) -> None:
+    size = export.tree.size
+    if kept.size > size:
+        raise LedgerError(
+            f"entry {size}: the export has {size} entries, but a head of {kept.size} was signed: "
+            "it is cut off, or of an earlier state",
+            code="ledger_rolled_back",
+        )
+    if export.roots[kept.size] != kept.root:
+        raise LedgerError(
+            f"among the first {kept.size} entries is one that was changed after their head was "
+            "signed: this is another ledger than the one that the kept checkpoint is of",
+            code="ledger_forked",
+        )
 
 
 def _check_head(tree: Frontier, checkpoint: Checkpoint) -> None:
@@ -328,33 +309,36 @@ def _check_head(tree: Frontier, checkpoint: Checkpoint) -> None:
         )
 
 
-def _written_leaf(line: str, seq: int) -> bytes | None:
-    """The leaf of a line just as :func:`export_line` writes it; None: it needs a closer look.
+def _written_leaf(line: str, seq: int) -> tuple[bytes, _Entry] | None:
+    """Leaf and entry of a line just as :func:`export_line` writes it; None: look closer.
 
     There the entry's own bytes are what was hashed, so that nothing has to be encoded again.
     """
-    if not line.startswith('{"entry":'):
+    if not line.startswith('{"entry":{'):
         return None
     end = f'","seq":{seq}}}'
     line = line.rstrip("\n")
-    entry, middle, _ = line[9 : -len(end)].rpartition(',"leaf":"')
+    text, middle, _ = line[9 : -len(end)].rpartition(',"leaf":"')
     try:
-        leaf = leaf_hash(entry.encode())
-        if line != f'{{"entry":{entry}{middle}{leaf.hex()}{end}':
+        leaf = leaf_hash(text.encode())
+        if line != f'{{"entry":{text}{middle}{leaf.hex()}{end}':
             return None
-        found = _READER.decode(entry)["seq"]
+        entry = _READER.decode(text)
+        found = entry["seq"]
     except (ValueError, KeyError, TypeError, RecursionError, LedgerError):
         return None
-    return leaf if type(found) is int and found == seq else None
+    return (leaf, entry) if type(found) is int and found == seq else None
 
 
-def _checked_leaf(document: dict[str, Any], seq: int) -> bytes:
+def _checked_leaf(document: dict[str, Any], seq: int) -> tuple[bytes, _Entry | None]:
     entry = document.get("entry")
-    if document.keys() != _LINE or not isinstance(entry, dict):
+    if document.keys() != _LINE or not isinstance(entry, dict | None):
         raise LedgerError(f"entry {seq}: the line is not made of seq, leaf and entry")
     found = document["seq"]
     if type(found) is not int or found != seq:
         raise LedgerError(f"entry {seq}: in its place stands {str(found)[:40]!r}")
+    if entry is None:
+        return _withheld_leaf(document["leaf"], seq), None
     if type(entry.get("seq")) is not int or entry["seq"] != seq:
         raise LedgerError(f"entry {seq}: the entry says it is {str(entry.get('seq'))[:40]!r}")
     try:
@@ -363,7 +347,13 @@ def _checked_leaf(document: dict[str, Any], seq: int) -> bytes:
         raise LedgerError(f"entry {seq}: {error}") from error
     if leaf.hex() != document["leaf"]:
         raise LedgerError(f"entry {seq}: the entry does not match its leaf hash")
-    return leaf
+    return leaf, entry
+
+
+def _withheld_leaf(text: Any, seq: int) -> bytes:
+    if not isinstance(text, str) or not re.fullmatch("[0-9a-f]{64}", text):
+        raise LedgerError(f"entry {seq}: {str(text)[:80]!r} is not a leaf hash")
+    return bytes.fromhex(text)
 
 
 def _read_line(line: str, seq: int) -> dict[str, Any]:

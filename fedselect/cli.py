@@ -293,12 +293,36 @@ def _inspect_mask(data: Bytes, layout: wire.Layout) -> dict[str, Any]:
 
 # --- audit -------------------------------------------------------------------------------------
 
-audit_app = typer.Typer(help="Verify an exported ledger, offline.", no_args_is_help=True)
+audit_app = typer.Typer(
+    help="Export the ledger, and verify an export offline.", no_args_is_help=True
+)
 
 
 @audit_app.callback()
 def _audit() -> None:
     pass
+
+
+@audit_app.command("export")
+def audit_export(
+    file: Annotated[Path, typer.Argument(dir_okay=False, writable=True)],
+    server: Annotated[str, typer.Option(help="Address of the coordinator, https://host:port.")],
+    key: Annotated[str, typer.Option(envvar="FEDSELECT_KEY", help="An auditor's or owner's key.")],
+) -> None:
+    """Write the ledger up to its newest head to a file, as JSON lines, for `audit verify`.
+
+    Give the key in the variable FEDSELECT_KEY, which no process list shows.
+    """
+    from fedselect.client import Client
+    from fedselect.ledgerdocs import export_lines
+
+    draft = file.with_name(f".{file.name}.part")
+    with Client(server, key=key) as client, draft.open("w", encoding="utf-8", newline="") as out:
+        head = client.checkpoint()
+        for line in export_lines(client.ledger_entries(), head):
+            out.write(line + "\n")
+    draft.replace(file)
+    typer.echo(f"{audit.read_checkpoint(head.text).size:,} entries in {file}")
 
 
 @audit_app.command("verify")
@@ -308,17 +332,35 @@ def audit_verify(
         str | None,
         typer.Option(metavar="KEY", help="The verifier key you trust: name+hash+base64."),
     ] = None,
+    checkpoint: Annotated[
+        list[Path] | None,
+        typer.Option(exists=True, dir_okay=False, help="A head that was kept elsewhere; repeat."),
+    ] = None,
+    partial: Annotated[
+        bool, typer.Option("--partial", help="Entries of other projects may be withheld.")
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Check that no entry of an exported ledger was edited, dropped, moved or cut off.
 
-    Give the key that you noted when you joined: without it, an export only vouches for itself.
+    Give the key that you noted when you joined (an agent keeps it in ledger-key.txt) and a head
+    that you kept (an agent's checkpoint.txt): without them, an export only vouches for itself.
     """
+    heads = [path.read_text("utf-8", errors="replace") for path in checkpoint or []]
     # Bytes that are not UTF-8 become surrogates, which the ledger refuses with the entry's number.
     with export.open(encoding="utf-8", errors="surrogateescape", newline="\n") as lines:
-        report = audit.verify_export(lines, public_key=public_key and public_key.strip())
+        report = audit.verify_export(
+            lines, public_key=public_key and public_key.strip(), heads=heads, partial=partial
+        )
+    _tell(report, as_json=as_json)
+
+
+def _tell(report: audit.ExportReport, *, as_json: bool) -> None:
+    """What an export that verifies says, and what it does not."""
     facts = {
         "entries": report.entries,
+        "withheld": report.withheld,
+        "heads": report.heads,
         "origin": report.checkpoint.origin,
         "root": report.checkpoint.root.hex(),
         "public_key": report.public_key,
@@ -332,4 +374,9 @@ def audit_verify(
     if not report.pinned:
         typer.echo(
             "note: this key comes from the export itself; pass the one you trust as --public-key"
+        )
+    if not report.heads:
+        typer.echo(
+            "note: a ledger that was rewritten and signed anew looks the same; pass a head that "
+            "somebody kept as --checkpoint"
         )

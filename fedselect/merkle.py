@@ -35,24 +35,27 @@ class Frontier:
         self.size = 0
         self._levels: list[bytes] = []  # [i]: root of the full subtree of 2**i leaves, or b""
 
-    def append(self, leaf: bytes) -> None:
-        """Add the next leaf hash (32 bytes)."""
+    def append(self, leaf: bytes) -> list[bytes]:
+        """Add the next leaf hash (32 bytes); returns the roots of the subtrees that it completes.
+
+        They are those of 2, 4, 8 … leaves that end with this one; half of all leaves complete none.
+        """
         self.size += 1
         node = leaf
+        completed: list[bytes] = []
         for level, left in enumerate(self._levels):
             if not left:
                 self._levels[level] = node
-                return
+                return completed
             self._levels[level] = b""
             node = _node(left, node)
+            completed.append(node)
         self._levels.append(node)
+        return completed
 
     def root(self) -> bytes:
         """The Merkle tree hash of everything appended (RFC 6962 §2.1)."""
-        root = b""
-        for left in filter(None, self._levels):
-            root = _node(left, root) if root else left
-        return root or EMPTY_ROOT
+        return fold(list(filter(None, reversed(self._levels))))
 
     def to_json(self) -> list[str]:
         """Hex by level, "" where there is no full subtree: ``size`` follows from the places."""
@@ -89,49 +92,90 @@ def _split(size: int) -> int:
     return 1 << (size - 1).bit_length() - 1
 
 
-def inclusion_proof(leaves: Sequence[bytes], index: int) -> list[bytes]:
-    """The audit path of leaf ``index`` in the tree over ``leaves`` (RFC 9162 §2.1.3.1).
+def fold(roots: Sequence[bytes]) -> bytes:
+    """The root over full subtrees that stand side by side, the largest first."""
+    root = b""
+    for left in reversed(roots):
+        root = _node(left, root) if root else left
+    return root or EMPTY_ROOT
+
+
+def full_subtrees(leaves: range) -> list[tuple[int, int]]:
+    """(level, last leaf) of the full subtrees that a node over ``leaves`` is folded from.
+
+    ``leaves`` must be a node's: as :func:`inclusion_nodes` gives them, or from 0 on.
+    """
+    found, start = [], leaves.start
+    while start < leaves.stop:
+        level = (leaves.stop - start).bit_length() - 1
+        start += 1 << level
+        found.append((level, start - 1))
+    return found
+
+
+def inclusion_nodes(index: int, size: int) -> list[range]:
+    """The leaves under each node of the audit path of leaf ``index`` (RFC 9162 §2.1.3.1).
 
     Raises:
         LedgerError: there is no such leaf.
     """
-    if not 0 <= index < len(leaves):
-        raise LedgerError(f"there is no entry {index} among {len(leaves)}")
-    proof: list[bytes] = []
-    start, stop = 0, len(leaves)
+    if not 0 <= index < size:
+        raise LedgerError(f"there is no entry {index} among {size}")
+    path: list[range] = []
+    start, stop = 0, size
     while stop - start > 1:
         middle = start + _split(stop - start)
         if index < middle:
-            proof.append(tree_root(leaves[middle:stop]))
+            path.append(range(middle, stop))
             stop = middle
         else:
-            proof.append(tree_root(leaves[start:middle]))
+            path.append(range(start, middle))
             start = middle
-    return proof[::-1]
+    return path[::-1]
 
 
-def consistency_proof(leaves: Sequence[bytes], old_size: int) -> list[bytes]:
-    """That the tree over the first ``old_size`` leaves is a prefix of it (RFC 9162 §2.1.4.1).
+def consistency_nodes(old_size: int, size: int) -> list[range]:
+    """The leaves under each node of a consistency proof (RFC 9162 §2.1.4.1).
 
     Raises:
         LedgerError: the old tree is larger than this one.
     """
-    if not 0 <= old_size <= len(leaves):
-        raise LedgerError(f"a ledger of {len(leaves)} entries cannot extend one of {old_size}")
-    proof: list[bytes] = []
-    start, stop = 0, len(leaves) if old_size else 0
+    if not 0 <= old_size <= size:
+        raise LedgerError(f"a ledger of {size} entries cannot extend one of {old_size}")
+    path: list[range] = []
+    start, stop = 0, size if old_size else 0
     while old_size < stop:
         middle = start + _split(stop - start)
         if old_size <= middle:
-            proof.append(tree_root(leaves[middle:stop]))
+            path.append(range(middle, stop))
             stop = middle
         else:
-            proof.append(tree_root(leaves[start:middle]))
+            path.append(range(start, middle))
             start = middle
     # The verifier already holds the old root, so it is left out when it is a node of this tree.
     if start:
-        proof.append(tree_root(leaves[start:stop]))
-    return proof[::-1]
+        path.append(range(start, stop))
+    return path[::-1]
+
+
+def inclusion_proof(leaves: Sequence[bytes], index: int) -> list[bytes]:
+    """The audit path of leaf ``index`` in the tree over ``leaves``.
+
+    Raises:
+        LedgerError: there is no such leaf.
+    """
+    nodes = inclusion_nodes(index, len(leaves))
+    return [tree_root(leaves[n.start : n.stop]) for n in nodes]
+
+
+def consistency_proof(leaves: Sequence[bytes], old_size: int) -> list[bytes]:
+    """That the tree over the first ``old_size`` leaves is a prefix of the one over ``leaves``.
+
+    Raises:
+        LedgerError: the old tree is larger than this one.
+    """
+    nodes = consistency_nodes(old_size, len(leaves))
+    return [tree_root(leaves[n.start : n.stop]) for n in nodes]
 
 
 def verify_inclusion(

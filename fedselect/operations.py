@@ -17,11 +17,17 @@ from pydantic import BaseModel
 
 from fedselect import exchange, sending
 from fedselect.exchange import Flow, Retries
+from fedselect.ledgerdocs import (
+    Checkpoint,
+    ConsistencyProof,
+    InclusionProof,
+    LedgerEntry,
+    LedgerKeys,
+)
 from fedselect.protocol import (
     Answer,
     CheckIn,
     CheckInAnswer,
-    Checkpoint,
     ClientInfo,
     Decline,
     Download,
@@ -30,7 +36,6 @@ from fedselect.protocol import (
     Evaluation,
     EvaluationReport,
     JobInfo,
-    LedgerEntry,
     ManifestDocument,
     ModelCreate,
     ModelInfo,
@@ -366,3 +371,22 @@ class Operations:
     def checkpoint(self) -> Flow[Checkpoint]:
         """The newest signed head of the ledger."""
         return self._get("/v1/ledger/checkpoint", Checkpoint)
+
+    @operation
+    def ledger_keys(self) -> Flow[LedgerKeys]:
+        """The key that signs the ledger, and the signed changes that led to it."""
+        return self._get("/v1/ledger/keys", LedgerKeys)
+
+    @operation
+    def prove_inclusion(self, seq: int, size: int) -> Flow[InclusionProof]:
+        """That an entry is in the ledger of ``size`` entries; check it with ``audit``."""
+        query = {"seq": str(seq), "size": str(size)}
+        path = "/v1/ledger/proofs/inclusion"
+        return exchange.get(path, InclusionProof, retries=self._retries, query=query)
+
+    @operation
+    def prove_consistency(self, first: int, second: int) -> Flow[ConsistencyProof]:
+        """That the ledger of ``second`` entries extends that of ``first``."""
+        query = {"first": str(first), "second": str(second)}
+        path = "/v1/ledger/proofs/consistency"
+        return exchange.get(path, ConsistencyProof, retries=self._retries, query=query)

@@ -84,6 +84,7 @@ class Registered(Answer):
 
     client: ClientInfo
     key: str = Field(repr=False)
+    ledger_key: str | None = Field(None, description="Verifier key of the ledger, to be kept.")
 
 
 # --- models and versions -----------------------------------------------------------------------
@@ -383,24 +384,6 @@ class JobInfo(Answer):
     lease_until: datetime | None
     created_at: datetime
     finished_at: datetime | None
-
-
-# --- ledger ------------------------------------------------------------------------------------
-
-
-class LedgerEntry(Answer):
-    """A sealed ledger entry: exactly the fields that its leaf hash is taken of, and the hash."""
-
-    seq: int
-    leaf: str
-    entry: dict[str, Any]
-
-
-class Checkpoint(Answer):
-    """A signed head of the ledger in the C2SP tlog-checkpoint form, and the key to check it."""
-
-    text: str
-    public_key: str
 
 
 # --- operations and problems -------------------------------------------------------------------

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 from alembic import context
-from sqlalchemy import create_engine, pool, text
+from sqlalchemy import create_engine, make_url, pool, text
 
 from app.settings import DatabaseSettings
 from app.tables import Table
+from migrations.grants import grant
 
 ADVISORY_LOCK = 0x5EED_0000
 
 
 def run() -> None:
-    """Migrate the database that DATABASE_URL names, in one transaction per migration."""
-    url = DatabaseSettings().database_url.get_secret_value()  # type: ignore[call-arg]
-    engine = create_engine(url, poolclass=pool.NullPool)
+    """Migrate as the role that owns the tables, in one transaction per migration; then grant."""
+    settings = DatabaseSettings()  # type: ignore[call-arg]
+    engine = create_engine(settings.owner_url.get_secret_value(), poolclass=pool.NullPool)
     with engine.connect() as connection:
         connection.execute(text("SELECT pg_advisory_lock(:n)"), {"n": ADVISORY_LOCK})
         connection.execute(text("SET lock_timeout = '10s'"))
@@ -27,6 +28,9 @@ def run() -> None:
         )
         with context.begin_transaction():
             context.run_migrations()
+        if context.get_head_revision() == context.get_context().get_current_revision():
+            grant(connection, make_url(settings.database_url.get_secret_value()))
+            connection.commit()
 
 
 run()

@@ -61,9 +61,11 @@ def environment() -> dict[str, str]:
     env = stack.environment()
     worker = os.environ.get("PYTEST_XDIST_WORKER", "gw0")
     name = f"test_{worker}_{secrets.token_hex(4)}"
-    with psycopg.connect(env["DATABASE_URL"].replace("+psycopg", ""), autocommit=True) as server:
+    owner = env["MIGRATION_DATABASE_URL"].replace("+psycopg", "")
+    with psycopg.connect(owner, autocommit=True) as server:
         server.execute(f"CREATE DATABASE {name} TEMPLATE template0")
-    env["DATABASE_URL"] = f"{env['DATABASE_URL'].rpartition('/')[0]}/{name}"
+    for role in ("DATABASE_URL", "MIGRATION_DATABASE_URL"):
+        env[role] = f"{env[role].rpartition('/')[0]}/{name}"
     env["REDIS_URL"] = f"{env['REDIS_URL'].rpartition('/')[0]}/{1 + int(worker[2:]) % 63}"
     with redis.Redis.from_url(env["REDIS_URL"]) as client:
         client.flushdb()

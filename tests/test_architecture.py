@@ -66,7 +66,7 @@ ROOMS = {
     ),
     "migrations": Room(
         ("migrations/*",),
-        ours=("app.tables", "app.settings"),
+        ours=("app.tables", "app.settings", "migrations"),
         libraries=frozenset({"alembic", "sqlalchemy"}),
     ),
 }

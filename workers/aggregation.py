@@ -14,7 +14,8 @@ from uuid import UUID
 
 import numpy as np
 
-from app import manifests, objects, rounds
+from app import ledger, manifests, objects, rounds
+from app.db import Tx
 from app.jobs import Lease, LeaseLost, Progress
 from app.storage import Storage
 from app.tables import Round
@@ -33,6 +34,7 @@ def aggregate_part(core: Coordinator, lease: Lease, progress: Progress) -> None:
     """Aggregate one shard and store it; the last shard makes publishing due."""
     with core.db.transaction(ACTOR) as tx:
         manifest = manifests.load(tx, lease.subject_id)
+        _note(tx, lease, "aggregation.begun", manifest=manifests.digest(tx, lease.subject_id))
     start = lease.part * manifest.shard
     stop = min(start + manifest.shard, manifest.elements)
     accumulator = Accumulator(stop - start)
@@ -46,6 +48,7 @@ def aggregate_part(core: Coordinator, lease: Lease, progress: Progress) -> None:
     core.storage.put(key, io.BytesIO(data), len(data))
     try:
         with core.db.transaction(ACTOR) as tx:
+            _note(tx, lease, "aggregation.done", sha256=hashlib.sha256(data).hexdigest())
             rounds.part_done(tx, lease)
     except LeaseLost:
         _clear_away(core, lease, key)  # those who had the lease may have cleared up long ago
@@ -69,6 +72,7 @@ def publish(core: Coordinator, lease: Lease, progress: Progress) -> None:
         head = wire.version_head(manifest.space, manifest.elements)
         size = len(head) + 4 * manifest.elements
         objects.claim(tx, key, project=current.project_id, size=size)
+        _note(tx, lease, "publish.begun", manifest=manifests.digest(tx, lease.subject_id))
     parts = -(-manifest.elements // manifest.shard)
     partials = [_partial(lease.subject_id, part) for part in range(parts)]
     digest = hashlib.sha256()
@@ -96,6 +100,12 @@ class _Reported:
         """The next bytes."""
         self._progress()
         return self._file.read(size)
+
+
+def _note(tx: Tx, lease: Lease, action: str, **digests: str) -> None:
+    """Before the act what is about to be done to the object store, after it what came of it."""
+    body = {"part": lease.part, "attempt": lease.attempt, **digests}
+    ledger.append(tx, action, f"round:{lease.subject_id}", project=lease.project_id, body=body)
 
 
 def _partial(round_id: UUID, part: int) -> str:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 
-from app import jobs, retention, rounds
+from app import heads, jobs, ledger, retention, rounds
 from app.errors import Unavailable
 from app.ledger import BATCH
 from app.wiring import Coordinator
@@ -42,14 +42,36 @@ def sweep(core: Coordinator) -> None:
 
 
 def seal(core: Coordinator) -> None:
-    """Seal all entries that are waiting."""
+    """Seal all entries that are waiting, and keep each signed head in the object store.
+
+    Raises:
+        LedgerError: the database is not the one whose heads were signed; nothing is sealed.
+        Unavailable: the object store does not answer; nothing is sealed until it does.
+    """
     with core.db.singleton(SEALER) as mine:
         if not mine:
             return
+        head = _checked_head(core)
         sealed = BATCH
         while sealed == BATCH:
-            with core.db.transaction(ACTOR) as tx:
+            with core.db.transaction(ACTOR, "seal") as tx:
                 sealed = core.sealer.seal(tx)
+                newest = ledger.newest_checkpoint(tx)
+                head = newest.text if newest else head
+            if head is not None:
+                core.heads.keep(head)
+
+
+def _checked_head(core: Coordinator) -> str | None:
+    """The newest head, after comparing it with the stored one: none is signed behind that."""
+    with core.db.transaction(ACTOR, "seal_look") as tx:
+        newest = ledger.newest_checkpoint(tx)
+    head = newest.text if newest else None
+    stored = core.heads.latest(head)
+    if stored is not None and stored != head:
+        with core.db.transaction(ACTOR, "seal_compare") as tx:
+            heads.check(tx, stored, ours=core.sealer.public_key)
+    return head
 
 
 def collect(core: Coordinator) -> None:

@@ -7,7 +7,7 @@ from uuid import UUID
 
 from fastapi import APIRouter
 
-from app import catalog, checkins, clients, parts, updates
+from app import catalog, checkins, clients, parts, reports, updates
 from app.auth import Scope
 from app.db import Tx
 from app.routes import problems
@@ -39,9 +39,14 @@ OWN = require(Scope.CLIENT_OWN)
 )
 def register(body: Registration, call: Call = public()) -> Registered:
     """Admits the holder of a single-use enrolment token; the key is shown this one time."""
-    pepper = call.core.settings.pepper
+    pepper, ours = call.core.settings.pepper, call.core.sealer.public_key
     call = replace(call, anonymous=clients.applicant(body))
-    return call.create(body, lambda tx: clients.register(tx, body, pepper=pepper), Registered)
+
+    def work(tx: Tx) -> Registered:
+        key = reports.ledger_keys(tx, public_key=ours).public_key
+        return clients.register(tx, body, pepper=pepper, ledger_key=key)
+
+    return call.create(body, work, Registered)
 
 
 @router.post(

@@ -27,6 +27,8 @@ from fedselect.personal import Participation, PersonalState, Score
 from fedselect.policies import RoundPolicy, RunSettings
 from fedselect.space import FloatVector, Kind, ParameterSpace, Role
 
+from .fake_ledger import Ledger
+
 SERVER, STORE = "https://coordinator.test", "https://store.test"
 TOKEN = "fse_token"
 KEY = "fsk_secret-of-ward-7"
@@ -123,6 +125,7 @@ class Coordinator:
     run_state: RunState = RunState.RUNNING
     at_once: int = 64
     space_digest: str = SPACE.digest
+    ledger: Ledger = field(default_factory=Ledger)
 
     def __post_init__(self) -> None:
         start = np.linspace(-1, 1, SPACE.dim).astype(np.float32)
@@ -140,6 +143,8 @@ class Coordinator:
         words = request.url.path.strip("/").split("/")[1:]
         if words != ["clients"] and request.headers.get("authorization") != f"Bearer {KEY}":
             return problem(401, "key_unknown")
+        if words[0] == "ledger":
+            return self.ledger.answer(words[1:], request.url.params)
         return self._route(request, words)
 
     def _route(self, request: httpx.Request, words: list[str]) -> httpx.Response:
@@ -204,7 +209,7 @@ class Coordinator:
         info = protocol.ClientInfo(
             id=known_id(body.name), name=body.name, state="active", tags=[], created_at=NOW
         )
-        return answer(201, protocol.Registered(client=info, key=KEY))
+        return answer(201, protocol.Registered(client=info, key=KEY, ledger_key=self.ledger.key))
 
     def _check_in(self, body: protocol.CheckIn) -> httpx.Response:
         self._progress()
@@ -224,7 +229,7 @@ class Coordinator:
                 pending=pending,
                 retry_after_min=2,
                 retry_after_max=6,
-                checkpoint=f"ledger\n{len(self.published)}\n",
+                checkpoint=self.ledger.head(2 * len(self.published) + 1),
                 run_state=self.run_state,
             ),
         )

@@ -66,13 +66,14 @@ def test_only_the_files_in_use_stay_and_only_their_owner_reads_them(
         "lock",
         "credentials.json",
         "checkpoint.txt",
+        "ledger-key.txt",
         f"{arm}/arm.json",
         f"{arm}/{known_id('3.1')}.safetensors",
     }
     modes = {stat.S_IMODE(p.stat().st_mode) for p in life.path.rglob("*")}
     assert stat.S_IMODE(life.path.stat().st_mode) == 0o700
     assert modes == {0o600, 0o700}
-    assert life.files()["checkpoint.txt"] == b"ledger\n3\n"
+    assert life.files()["checkpoint.txt"].decode() == life.other.ledger.head(7)
 
 
 def test_the_mask_travels_only_when_it_changed(live: Live) -> None:

@@ -62,6 +62,9 @@ CALLS = {
     "retry_job": ("POST", f"/v1/jobs/{ID}/retry"),
     "ledger_entries": ("GET", "/v1/ledger/entries"),
     "checkpoint": ("GET", "/v1/ledger/checkpoint"),
+    "ledger_keys": ("GET", "/v1/ledger/keys"),
+    "prove_inclusion": ("GET", "/v1/ledger/proofs/inclusion"),
+    "prove_consistency": ("GET", "/v1/ledger/proofs/consistency"),
 }
 BODIES = {
     "registration": protocol.Registration(token=TOKEN, name="ward-7"),

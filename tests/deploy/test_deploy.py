@@ -100,7 +100,13 @@ def test_two_deployments_share_no_secret(generated):
     command = ["sh", str(ROOT / "deploy" / "make-env")]
     text = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     other = dotenv_values(stream=io.StringIO(text))
-    for name in ("POSTGRES_PASSWORD", "REDIS_PASSWORD", "S3_SECRET_KEY", "KEY_PEPPER"):
+    for name in (
+        "POSTGRES_PASSWORD",
+        "POSTGRES_SERVICE_PASSWORD",
+        "REDIS_PASSWORD",
+        "S3_SECRET_KEY",
+        "KEY_PEPPER",
+    ):
         assert generated[name] != other[name]
 
 

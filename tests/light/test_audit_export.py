@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from itertools import cycle
 
 import pytest
@@ -34,11 +35,14 @@ def test_an_honest_export():
     report = audit.verify_export(iter(LINES), public_key=PUBLIC)
     root = merkle.tree_root([bytes.fromhex(d["leaf"]) for d in DOCUMENTS[:-1]])
     assert report == audit.ExportReport(
-        COUNT, audit.Checkpoint(ORIGIN, COUNT, root), PUBLIC, pinned=True
+        entries=COUNT,
+        withheld=0,
+        checkpoint=audit.Checkpoint(ORIGIN, COUNT, root),
+        public_key=PUBLIC,
+        pinned=True,
+        heads=0,
     )
-    assert audit.verify_export(LINES) == audit.ExportReport(
-        COUNT, report.checkpoint, PUBLIC, pinned=False
-    )
+    assert audit.verify_export(LINES) == replace(report, pinned=False)
 
 
 def test_neither_spacing_nor_order_of_keys_matters():
@@ -102,7 +106,10 @@ EDITS = {
 def line_of(document: dict) -> str:
     if "entry" not in document:
         return json.dumps(document) + "\n"
-    return audit.export_line(document["entry"], bytes.fromhex(document["leaf"])) + "\n"
+    return (
+        audit.export_line(document["seq"], bytes.fromhex(document["leaf"]), document["entry"])
+        + "\n"
+    )
 
 
 CANONICAL = [line_of(document) for document in DOCUMENTS]

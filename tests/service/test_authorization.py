@@ -76,7 +76,10 @@ ALLOWED: dict[str, set[str]] = {
     "GET /v1/jobs/{job_id}": STAFF,
     "POST /v1/jobs/{job_id}/retry": {OWNER},
     "GET /v1/ledger/entries": STAFF,
-    "GET /v1/ledger/checkpoint": STAFF,
+    "GET /v1/ledger/checkpoint": EVERYBODY,
+    "GET /v1/ledger/keys": EVERYBODY,
+    "GET /v1/ledger/proofs/inclusion": EVERYBODY,
+    "GET /v1/ledger/proofs/consistency": EVERYBODY,
 }
 NOWHERE = "00000000-0000-4000-8000-000000000000"
 LISTS = ["clients", "models", "runs", "jobs"]
@@ -200,7 +203,8 @@ def test_no_role_has_more_than_it_needs() -> None:
     assert set(ROLES) == EVERYBODY
     assert Scope.CLIENT_OWN not in ROLES[OWNER], "an administrator is nobody's agent"
     assert {s for s in ROLES[AUDITOR] if "admin" in s.value} == set()
-    assert ROLES[CLIENT] == {Scope.CLIENT_OWN, Scope.VERSION_READ, Scope.UPLOAD}
+    own = {Scope.CLIENT_OWN, Scope.VERSION_READ, Scope.UPLOAD}
+    assert ROLES[CLIENT] == own | {Scope.LEDGER_WITNESS}
 
 
 # --- every route, asked by everybody ---------------------------------------------------------
@@ -269,6 +273,8 @@ def test_roles_that_may(world: World, name: str) -> None:
             refused(answer, 404, "manifest_missing")
         elif name == "GET /v1/ledger/checkpoint":
             assert answer.status_code in {200, 404}
+        elif name.startswith("GET /v1/ledger/proofs/"):
+            refused(answer, 422, "request_invalid")  # of what, it was not told
         else:
             assert answer.status_code in {200, 201, 202, 409}, (role, answer.text)
 

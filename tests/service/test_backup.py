@@ -40,15 +40,17 @@ from .factories import (
 @pytest.fixture(scope="module")
 def place(environment):
     """Makes deployments on a database and a bucket of their own; nothing is in them."""
-    url = environment["DATABASE_URL"]
-    server, opened, made = url.rpartition("/")[0], [], []
+    roles = {role: environment[role] for role in ("DATABASE_URL", "MIGRATION_DATABASE_URL")}
+    url = roles["MIGRATION_DATABASE_URL"]
+    opened, made = [], []
 
     def make(*, schema=False, **changes):
         name = f"test_{secrets.token_hex(6)}"
         with psycopg.connect(url.replace("+psycopg", ""), autocommit=True) as connection:
             connection.execute(f"CREATE DATABASE {name} TEMPLATE template0")
         made.append(name)
-        own = {"DATABASE_URL": f"{server}/{name}", "S3_BUCKET": name.replace("_", "-"), **changes}
+        own = {role: f"{url.rpartition('/')[0]}/{name}" for role, url in roles.items()}
+        own |= {"S3_BUCKET": name.replace("_", "-"), **changes}
         with pytest.MonkeyPatch.context() as patch:
             for key, value in {**environment, **own}.items():
                 patch.setenv(key, value)

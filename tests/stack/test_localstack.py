@@ -46,7 +46,7 @@ def stack(shared: LocalStack) -> LocalStack:
 
 
 def sql(env: Mapping[str, str], query: str) -> list[tuple[object, ...]]:
-    url = env["DATABASE_URL"].replace("+psycopg", "")
+    url = env["MIGRATION_DATABASE_URL"].replace("+psycopg", "")
     with psycopg.connect(url, autocommit=True) as connection:
         cursor = connection.execute(query)
         return cursor.fetchall() if cursor.description else []
