@@ -10,7 +10,7 @@ from uuid import UUID
 
 from sqlalchemy import ColumnElement, Select, delete, func, or_, select, update
 
-from app import clients, holds, ledger, retention, rounds
+from app import clients, holds, ledger, retention, rounds, updates
 from app.db import Tx
 from app.storage import StoredObject
 from app.tables import (
@@ -153,7 +153,7 @@ def _unregistered(core: Coordinator, client_id: UUID) -> list[StoredObject]:
         uploads = tx.session.scalars(query).all()
     found = []
     for upload in uploads:
-        for key in (upload.staging_key, f"quarantine/{upload.project_id}/{upload.id}"):
+        for key in (upload.staging_key, updates.quarantine_key(upload)):
             size = core.storage.size(key)
             if size is not None:
                 found.append(StoredObject(key, size, upload.created_at))

@@ -263,8 +263,13 @@ def _add_mask(tx: Tx, assignment: Assignment, found: Verified, mask_key: str) ->
     return mask.id
 
 
-def reject(tx: Tx, lease: jobs.Lease, *, reason: str, detail: str) -> None:
-    """Refuse an upload for good, with a stable reason.
+def quarantine_key(upload: Upload) -> str:
+    """Where a refused file is kept for a while."""
+    return f"quarantine/{upload.project_id}/{upload.id}"
+
+
+def reject(tx: Tx, lease: jobs.Lease, *, reason: str, detail: str) -> bool:
+    """Refuse an upload for good, with a stable reason; False if its round or client has ended.
 
     Raises:
         LeaseLost: another worker holds the job.
@@ -272,9 +277,12 @@ def reject(tx: Tx, lease: jobs.Lease, *, reason: str, detail: str) -> None:
     upload, assignment = _verified_rows(tx, lease)
     if assignment is None:
         _reject_weights(tx, upload, reason=reason, detail=detail)
-    elif assignment.state == AssignmentState.UPLOADED:
-        rounds.reject(tx, assignment, reason=reason, detail=detail)
-        rounds.settle(tx, assignment)
+        return True
+    if assignment.state != AssignmentState.UPLOADED:
+        return False
+    rounds.reject(tx, assignment, reason=reason, detail=detail)
+    rounds.settle(tx, assignment)
+    return True
 
 
 def _reject_weights(tx: Tx, upload: Upload, *, reason: str, detail: str | None = None) -> None:

@@ -64,15 +64,18 @@ class Mask:
     @classmethod
     def full(cls, dim: int) -> Mask:
         """Everything personal."""
-        return cls.from_bool(np.ones(dim, dtype=np.bool_))
+        packed = np.full(packed_size(dim), 0xFF, dtype=np.uint8)
+        if dim % 8:
+            packed[-1] >>= 8 - dim % 8
+        return cls(dim, packed)
 
     @classmethod
     def over(cls, space: ParameterSpace, slots: tuple[Slot, ...]) -> Mask:
-        """Personal exactly in the given slots."""
-        personal = np.zeros(space.dim, dtype=np.bool_)
+        """Personal exactly in the given slots; takes no more memory than the packed bytes."""
+        packed = np.zeros(packed_size(space.dim), dtype=np.uint8)
         for slot in slots:
-            personal[slot.offset : slot.stop] = True
-        return cls.from_bool(personal)
+            _set_bits(packed, slot.offset, slot.stop)
+        return cls(space.dim, packed)
 
     @classmethod
     def initial(cls, space: ParameterSpace) -> Mask:
@@ -172,3 +175,15 @@ class Mask:
 def packed_size(dim: int) -> int:
     """Bytes of a packed mask over ``dim`` elements."""
     return (dim + 7) // 8
+
+
+def _set_bits(packed: ByteVector, start: int, stop: int) -> None:
+    first, last = -(-start // 8), stop // 8  # whole bytes
+    if first > last:  # all of it inside one byte
+        packed[last] |= (1 << stop % 8) - (1 << start % 8)
+        return
+    if start % 8:
+        packed[first - 1] |= 0xFF & (0xFF << start % 8)
+    packed[first:last] = 0xFF
+    if stop % 8:
+        packed[last] |= (1 << stop % 8) - 1

@@ -124,6 +124,18 @@ class RoundPolicy(Settings):
         return self
 
 
+class Limits(Settings):
+    """What one update may hold, against updates that would drown all others.
+
+    The defaults are far beyond the weights of any network that learns (their magnitudes stay below
+    1,000, their norm below √D times that); raise them if a task shares raw statistics, such as
+    running variances of inputs that were not normalized.
+    """
+
+    max_abs: float = Field(1e6, gt=0, description="Largest magnitude of a value that is sent.")
+    max_norm: float = Field(1e7, gt=0, description="Largest L2 norm of all values that are sent.")
+
+
 class RunSettings(Settings):
     """Everything that decides a run's result, besides its data and its starting weights."""
 
@@ -132,6 +144,7 @@ class RunSettings(Settings):
     policy: Policy = Policy()
     training: Training = Training(steps=20)
     round: RoundPolicy = RoundPolicy()
+    limits: Limits = Limits()
 
     @model_validator(mode="after")
     def _mask_is_used(self) -> Self:

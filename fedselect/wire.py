@@ -1,14 +1,14 @@
 """Update and version files: safetensors with a closed schema (docs/WIRE.md).
 
-Owns every byte of both formats, encoding and strict decoding. A file that could carry a personal
-value is refused here. Must not read files, sockets or clocks.
+Owns what both formats say, encoding and strict decoding; their heads are in ``layout``, and
+``inspection`` makes the same checks on a stream. A file that could carry a personal value is
+refused here. Must not read files, sockets or clocks.
 """
 
 from __future__ import annotations
 
 import hashlib
-import json
-import struct
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -17,29 +17,54 @@ import numpy as np
 import numpy.typing as npt
 
 from fedselect.errors import MaskError, WireError
+from fedselect.layout import (
+    HEADER_CAP,
+    UPDATE_FIELDS,
+    UPDATE_FORMAT,
+    VERSION_FIELDS,
+    VERSION_FORMAT,
+    Layout,
+    Section,
+    check_size,
+    encode_head,
+    header_size,
+    read_update_layout,
+    read_version_layout,
+)
 from fedselect.masks import BLOCK, Mask, packed_size
 from fedselect.space import FloatVector
 
-UPDATE_FORMAT = "fedselect-update/1"
-VERSION_FORMAT = "fedselect-version/1"
-HEADER_CAP = 256 * 1024
-MAX_EXAMPLES = 10**12
-UPDATE_FIELDS = [
-    "assignment",
-    "base_version",
-    "encoding",
-    "examples",
-    "format",
-    "mask_version",
-    "round",
-    "run",
-    "space",
+__all__ = [
+    "HEADER_CAP",
+    "MAX_EXAMPLES",
+    "UPDATE_FIELDS",
+    "UPDATE_FORMAT",
+    "VERSION_FIELDS",
+    "VERSION_FORMAT",
+    "Layout",
+    "Section",
+    "Update",
+    "UpdateMeta",
+    "UpdatePlan",
+    "ValueCheck",
+    "check_block_rank",
+    "check_finite",
+    "check_size",
+    "check_update_head",
+    "check_update_mask",
+    "check_version_head",
+    "decode_update",
+    "decode_version",
+    "encode_update",
+    "encode_version",
+    "file_digest",
+    "header_size",
+    "read_update_layout",
+    "read_version_layout",
+    "update_values",
+    "version_head",
 ]
-VERSION_FIELDS = ["format", "space"]
-_SIZES = {"F32": 4, "U8": 1, "U64": 8}
-# Section order on the wire: widest type first, so that every section is aligned.
-_UPDATE_SECTIONS = {"block_rank": "U64", "values": "F32", "mask": "U8"}
-_VERSION_SECTIONS = {"values": "F32"}
+MAX_EXAMPLES = 10**12
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,29 +86,12 @@ class UpdateMeta:
 
 
 @dataclass(frozen=True, slots=True)
-class Section:
-    """Bytes ``[start, stop)`` of one tensor inside the file, and its number of elements."""
-
-    start: int
-    stop: int
-    count: int
-
-
-@dataclass(frozen=True, slots=True)
-class Layout:
-    """A file's metadata and where its sections lie; ``size`` is the length of the whole file."""
-
-    metadata: Mapping[str, str]
-    sections: Mapping[str, Section]
-    size: int
-
-
-@dataclass(frozen=True, slots=True)
 class UpdatePlan:
     """What the coordinator expects of one update; anything else is refused.
 
     ``known_mask`` is the mask the coordinator holds under ``known_mask_version`` (None and 0 before
-    the first). ``lower`` and ``upper`` bound the mask: what must and what may be personal.
+    the first). ``lower`` and ``upper`` bound the mask: what must and what may be personal;
+    ``max_abs`` bounds every value, ``max_norm`` the L2 norm of all that are sent.
     """
 
     space: str
@@ -95,6 +103,8 @@ class UpdatePlan:
     upper: Mask
     known_mask: Mask | None = None
     known_mask_version: int = 0
+    max_abs: float = math.inf
+    max_norm: float = math.inf
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,161 +152,16 @@ def encode_version(space_digest: str, values: FloatVector) -> bytes:
 
 def version_head(space_digest: str, dim: int) -> bytes:
     """The bytes of a version file before its values, so that shards can be streamed behind it."""
-    return _head({"format": VERSION_FORMAT, "space": space_digest}, {"values": ("F32", dim)})
+    return encode_head({"format": VERSION_FORMAT, "space": space_digest}, {"values": ("F32", dim)})
 
 
 def _encode(metadata: Mapping[str, str], arrays: Mapping[str, npt.NDArray[Any]]) -> bytes:
     names = {np.dtype("<u8"): "U64", np.dtype("<f4"): "F32", np.dtype("u1"): "U8"}
-    head = _head(metadata, {n: (names[a.dtype], a.size) for n, a in arrays.items()})
+    head = encode_head(metadata, {n: (names[a.dtype], a.size) for n, a in arrays.items()})
     return b"".join((head, *(a.tobytes() for a in arrays.values())))
 
 
-def _head(metadata: Mapping[str, str], sections: Mapping[str, tuple[str, int]]) -> bytes:
-    header: dict[str, Any] = {"__metadata__": dict(sorted(metadata.items()))}
-    offset = 0
-    for name, (dtype, count) in sections.items():
-        stop = offset + count * _SIZES[dtype]
-        header[name] = {"dtype": dtype, "shape": [count], "data_offsets": [offset, stop]}
-        offset = stop
-    text = json.dumps(header, separators=(",", ":"), ensure_ascii=True).encode()
-    text += b" " * (-len(text) % 8)
-    return struct.pack("<Q", len(text)) + text
-
-
 # --- decoding ----------------------------------------------------------------------------------
-
-
-def header_size(first: bytes) -> int:
-    """Length of a file's head (the 8 length bytes and the header), from its first 8 bytes.
-
-    Raises:
-        WireError: fewer than 8 bytes, or a header beyond 256 KiB.
-    """
-    if len(first) < 8:
-        raise WireError(f"the file has only {len(first)} bytes", code="file_truncated")
-    (length,) = struct.unpack("<Q", first[:8])
-    if length > HEADER_CAP:
-        raise WireError(
-            f"the header claims {length} bytes; at most {HEADER_CAP} are read",
-            code="header_oversize",
-        )
-    return 8 + int(length)
-
-
-def read_update_layout(head: bytes) -> Layout:
-    """Parse an update's head; ``mask`` is the only section that may be missing.
-
-    Raises:
-        WireError: not exactly the closed schema of docs/WIRE.md.
-    """
-    return _layout(head, UPDATE_FORMAT, UPDATE_FIELDS, _UPDATE_SECTIONS, {"mask"})
-
-
-def read_version_layout(head: bytes) -> Layout:
-    """Parse a version file's head.
-
-    Raises:
-        WireError: not exactly the closed schema of docs/WIRE.md.
-    """
-    return _layout(head, VERSION_FORMAT, VERSION_FIELDS, _VERSION_SECTIONS, set())
-
-
-def _layout(
-    head: bytes, form: str, fields: list[str], sections: Mapping[str, str], optional: set[str]
-) -> Layout:
-    size = header_size(head)
-    if len(head) < size:
-        raise WireError(
-            f"the file ends inside its header ({len(head)} of {size} bytes)", code="file_truncated"
-        )
-    header = _parse_json(head[8:size])
-    metadata = _metadata(header.pop("__metadata__", None), form, fields)
-    unexpected = set(header) - set(sections)
-    if unexpected:
-        raise WireError(f"unexpected tensor {min(unexpected)[:64]!r}", code="tensor_unexpected")
-    missing = set(sections) - set(header) - optional
-    if missing:
-        raise WireError(f"tensor {min(missing)!r} is missing", code="tensor_missing")
-    placed: dict[str, Section] = {}
-    offset = 0
-    for name, dtype in sections.items():
-        if name in header:
-            placed[name] = _section(name, header[name], dtype=dtype, offset=offset, base=size)
-            offset = placed[name].stop - size
-    # One content, one file: spaces, escapes or another order of keys could carry a message.
-    if head[:size] != _head(metadata, {n: (sections[n], s.count) for n, s in placed.items()}):
-        raise WireError("the header is not in the form of docs/WIRE.md", code="header_invalid")
-    return Layout(metadata, placed, size + offset)
-
-
-def _parse_json(text: bytes) -> dict[str, Any]:
-    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        keys = [k for k, _ in pairs]
-        if len(set(keys)) != len(keys):
-            raise WireError("the header names a key twice", code="header_invalid")
-        return dict(pairs)
-
-    try:
-        header = json.loads(text.decode("utf-8"), object_pairs_hook=unique)
-    except (ValueError, RecursionError) as error:
-        raise WireError(
-            f"the header is not JSON: {str(error)[:120]}", code="header_invalid"
-        ) from error
-    if not isinstance(header, dict):
-        raise WireError("the header is not a JSON object", code="header_invalid")
-    return header
-
-
-def _metadata(found: Any, form: str, fields: list[str]) -> Mapping[str, str]:
-    if isinstance(found, dict) and "format" in found and found["format"] != form:
-        raise WireError(
-            f"format {str(found['format'])[:64]!r} is not {form!r}", code="format_unknown"
-        )
-    if not isinstance(found, dict) or set(found) != set(fields):
-        names = sorted(found) if isinstance(found, dict) else found
-        raise WireError(
-            f"metadata must be exactly {fields}, got {str(names)[:200]!r}", code="header_invalid"
-        )
-    for name, value in found.items():
-        if not isinstance(value, str) or len(value) > 128:
-            raise WireError(
-                f"metadata {name!r} must be a string of at most 128 characters",
-                code="header_invalid",
-            )
-    return found
-
-
-def _section(name: str, entry: Any, *, dtype: str, offset: int, base: int) -> Section:
-    if not isinstance(entry, dict) or set(entry) != {"dtype", "shape", "data_offsets"}:
-        raise WireError(
-            f"tensor {name!r} needs exactly dtype, shape and data_offsets", code="header_invalid"
-        )
-    if entry["dtype"] != dtype:
-        raise WireError(
-            f"tensor {name!r} has dtype {str(entry['dtype'])[:16]!r}, not {dtype}",
-            code="header_invalid",
-        )
-    shape, offsets = entry["shape"], entry["data_offsets"]
-    if not _naturals(shape, 1) or not _naturals(offsets, 2):
-        raise WireError(
-            f"tensor {name!r} needs a shape of one and offsets of two whole numbers",
-            code="header_invalid",
-        )
-    stop = offset + shape[0] * _SIZES[dtype]
-    if offsets != [offset, stop]:
-        raise WireError(
-            f"tensor {name!r} must lie at {[offset, stop]}, the file says {offsets}",
-            code="header_invalid",
-        )
-    return Section(base + offset, base + stop, shape[0])
-
-
-def _naturals(value: Any, length: int) -> bool:
-    return (
-        isinstance(value, list)
-        and len(value) == length
-        and all(type(n) is int and 0 <= n < 2**40 for n in value)
-    )
 
 
 # --- checking an update against its plan -------------------------------------------------------
@@ -428,6 +293,52 @@ def check_finite(values: FloatVector) -> None:
         )
 
 
+class ValueCheck:
+    """The values of one file, block by block: all finite, none too large, nor all together.
+
+    Give blocks of ``BLOCK`` values, the last one may be shorter: the sum of squares (float64) then
+    has the same bits whether a file comes at once or as a stream.
+    """
+
+    def __init__(self, *, max_abs: float = math.inf, max_norm: float = math.inf) -> None:
+        self._max_abs, self._max_norm = max_abs, max_norm
+        self._count = 0
+        self._bad: int | None = None
+        self._largest = 0.0
+        self._squares = 0.0
+
+    def add(self, values: FloatVector) -> None:
+        """Take the next block; what is wrong with it is told by :meth:`finish`."""
+        finite = np.isfinite(values)
+        if self._bad is None and not finite.all():
+            self._bad = self._count + int(np.argmin(finite))
+        self._count += values.size
+        if self._bad is None and values.size:
+            wide = values.astype(np.float64)
+            self._largest = max(self._largest, float(np.abs(wide).max()))
+            self._squares += float(np.square(wide).sum())
+
+    def finish(self) -> None:
+        """Judge all that was given.
+
+        Raises:
+            WireError: values_not_finite, value_too_large or norm_too_large.
+        """
+        if self._bad is not None:
+            raise WireError(f"value {self._bad} is not finite", code="values_not_finite")
+        if self._largest > self._max_abs:
+            raise WireError(
+                f"a value of magnitude {self._largest:.6g}, the run allows {self._max_abs:g}",
+                code="value_too_large",
+            )
+        norm = math.sqrt(self._squares)
+        if norm > self._max_norm:
+            raise WireError(
+                f"the values have the norm {norm:.6g}, the run allows {self._max_norm:g}",
+                code="norm_too_large",
+            )
+
+
 def decode_update(data: bytes, plan: UpdatePlan) -> Update:
     """Decode a whole update held in memory, with every check.
 
@@ -441,7 +352,10 @@ def decode_update(data: bytes, plan: UpdatePlan) -> Update:
     mask = check_update_mask(layout, plan, sent=sent)
     check_block_rank(_bytes(data, layout, "block_rank"), mask)
     values = np.frombuffer(_bytes(data, layout, "values"), dtype="<f4")
-    check_finite(values)
+    check = ValueCheck(max_abs=plan.max_abs, max_norm=plan.max_norm)
+    for start in range(0, values.size, BLOCK):
+        check.add(values[start : start + BLOCK])
+    check.finish()
     return Update(meta, mask, sent is not None, values)
 
 
@@ -487,18 +401,6 @@ def check_version_head(layout: Layout, *, space_digest: str, dim: int) -> None:
             f"{layout.sections['values'].count} values for a space of {dim} elements",
             code="values_length",
         )
-
-
-def check_size(layout: Layout, size: int) -> None:
-    """Refuse a file that is shorter or longer than its header says.
-
-    Raises:
-        WireError: file_truncated or file_trailing.
-    """
-    if size < layout.size:
-        raise WireError(f"{size} of {layout.size} bytes", code="file_truncated")
-    if size > layout.size:
-        raise WireError(f"{size - layout.size} bytes too many", code="file_trailing")
 
 
 def file_digest(data: bytes) -> str:

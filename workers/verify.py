@@ -1,22 +1,20 @@
-"""Verification: read a staged file once, check everything, keep the very bytes that were hashed.
+"""Verification: read a staged file once, let it be judged, keep the very bytes that were hashed.
 
-Owns the way of a file from ``staging/`` to ``accepted/``. The checks themselves are in
-``fedselect.wire``; whatever happens to the staged object afterwards does not matter.
+Owns the way of a file from ``staging/`` to ``accepted/`` or ``quarantine/``. Nothing is parsed in
+this process: every piece goes to a judge (``workers.court``), which may die of it. Whatever happens
+to the staged object afterwards does not matter.
 """
 
 from __future__ import annotations
 
 import hashlib
 import io
-import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import IO, BinaryIO, cast
+from itertools import chain
 
-import numpy as np
-
-from app import objects, updates
+from app import ledger, objects, updates
+from app.db import Tx
 from app.errors import Missing
 from app.jobs import Lease, Progress
 from app.storage import Storage
@@ -28,9 +26,9 @@ from fedselect.masks import Mask
 from fedselect.policies import RunSettings
 from fedselect.space import ParameterSpace
 from workers.assemble import assemble
+from workers.copying import Copy
+from workers.court import COURT, Case, JudgeDied, Verdict
 
-IN_MEMORY = 8 * 1024**2  # larger files are spooled to disk
-VALUES_AT_ONCE = 1024**2
 ACTOR = "worker"
 
 
@@ -48,24 +46,30 @@ class Order:
 
 
 def verify(core: Coordinator, lease: Lease, progress: Progress) -> None:
-    """Accept or reject one upload; errors of the store or the database are raised, to try again."""
+    """Accept or reject one upload.
+
+    Raises:
+        Unavailable, JudgeDied: the job is given back, to try again.
+    """
     order = _load(core, lease)
     upload = order.upload
-    try:
-        assemble(core.storage, upload)
-        with _spooled(core.storage, upload, progress) as file:
-            if order.assignment is None:
-                _take_weights(core, lease, order, file)
-            else:
-                _take_update(core, lease, order, file)
-    except WireError as error:
-        with core.db.transaction(ACTOR) as tx:
-            updates.reject(tx, lease, reason=error.code, detail=str(error))
+    with Copy(core.storage, _key(upload), upload.size) as copy:
+        try:
+            assemble(core.storage, upload)
+            verdict = _judge(core.storage, order, copy, progress)
+        except WireError as error:
+            _refuse(core, lease, copy, upload, error)
+        except JudgeDied:
+            _after_death(core, lease, copy, upload)
+            raise
+        else:
+            copy.keep()
+            _accept(core, lease, order, verdict)
     core.storage.delete([upload.staging_key])
 
 
 def _load(core: Coordinator, lease: Lease) -> Order:
-    with core.db.transaction(ACTOR) as tx:
+    with core.db.transaction(ACTOR, "verify.load") as tx:
         upload = tx.session.get_one(Upload, lease.subject_id)
         objects.claim(tx, _key(upload), project=upload.project_id, size=upload.size)
         if upload.assignment_id is None:
@@ -86,54 +90,40 @@ def _load(core: Coordinator, lease: Lease) -> Order:
         )
 
 
-@contextmanager
-def _spooled(storage: Storage, upload: Upload, progress: Progress) -> Iterator[BinaryIO]:
-    digest = hashlib.sha256()
-    size = 0
-    with tempfile.SpooledTemporaryFile(max_size=IN_MEMORY) as spool:
-        try:
-            for chunk in storage.stream(upload.staging_key):
-                size += len(chunk)
-                if size > upload.size:
-                    break
-                digest.update(chunk)
-                progress()
-                spool.write(chunk)
-        except Missing as error:
-            raise WireError(
-                "complete was called, but the file is not in the store", code="upload_missing"
-            ) from error
-        if size != upload.size:
-            raise WireError(f"{size} bytes, {upload.size} were announced", code="upload_size")
-        if digest.hexdigest() != upload.sha256:
-            raise WireError("the file's SHA-256 is not the announced one", code="upload_digest")
-        yield cast(BinaryIO, spool)
+def _judge(storage: Storage, order: Order, copy: Copy, progress: Progress) -> Verdict:
+    upload = order.upload
+    case = Case(upload.size, order.space, _plan(storage, order) if order.assignment else None)
+    digest, size = hashlib.sha256(), 0
+    chunks = _chunks(storage, upload)
+    with COURT.judge() as judge:
+        judge.open(case)
+        for chunk in chunks:
+            size += len(chunk)
+            if size > upload.size:
+                break
+            digest.update(chunk)
+            copy.write(chunk)
+            judge.feed(chunk)
+            progress()
+        verdict = judge.decide()
+    if size != upload.size:
+        raise WireError(f"{size} bytes, {upload.size} were announced", code="upload_size")
+    if digest.hexdigest() != upload.sha256:
+        raise WireError("the file's SHA-256 is not the announced one", code="upload_digest")
+    if verdict.refusal is not None:
+        raise verdict.refusal
+    return verdict
 
 
-def _take_weights(core: Coordinator, lease: Lease, order: Order, file: BinaryIO) -> None:
-    layout = wire.read_version_layout(_head(file))
-    wire.check_version_head(layout, space_digest=order.space.digest, dim=order.space.dim)
-    wire.check_size(layout, order.upload.size)
-    _check_values(file, layout)
-    key = _keep(core.storage, order.upload, file)
-    with core.db.transaction(ACTOR) as tx:
-        updates.accept_weights(tx, lease, object_key=key)
-
-
-def _take_update(core: Coordinator, lease: Lease, order: Order, file: BinaryIO) -> None:
-    plan = _plan(core.storage, order)
-    layout = wire.read_update_layout(_head(file))
-    wire.check_size(layout, order.upload.size)
-    meta = wire.check_update_head(layout, plan)
-    sent = _section(file, layout, "mask") if "mask" in layout.sections else None
-    mask = wire.check_update_mask(layout, plan, sent=sent)
-    wire.check_block_rank(_section(file, layout, "block_rank"), mask)
-    _check_values(file, layout)
-    key = _keep(core.storage, order.upload, file)
-    mask_key = _keep_mask(core, order.upload, mask) if sent is not None else None
-    found = updates.Verified(key, mask_key, mask.digest, mask.personal, meta.examples)
-    with core.db.transaction(ACTOR) as tx:
-        updates.accept_update(tx, lease, found)
+def _chunks(storage: Storage, upload: Upload) -> Iterator[bytes]:
+    stream = storage.stream(upload.staging_key)
+    try:
+        first = next(stream, b"")
+    except Missing as error:
+        raise WireError(
+            "complete was called, but the file is not in the store", code="upload_missing"
+        ) from error
+    return chain([first], stream)
 
 
 def _plan(storage: Storage, order: Order) -> wire.UpdatePlan:
@@ -153,45 +143,70 @@ def _plan(storage: Storage, order: Order) -> wire.UpdatePlan:
         upper=upper,
         known_mask=known,
         known_mask_version=order.mask.number if order.mask else 0,
+        max_abs=order.settings.limits.max_abs,
+        max_norm=order.settings.limits.max_norm,
     )
 
 
-def _head(file: IO[bytes]) -> bytes:
-    file.seek(0)
-    first = file.read(8)
-    return first + file.read(wire.header_size(first) - 8)
+def _accept(core: Coordinator, lease: Lease, order: Order, verdict: Verdict) -> None:
+    key = _key(order.upload)
+    if order.assignment is None:
+        with core.db.transaction(ACTOR, "verify.accept_weights") as tx:
+            updates.accept_weights(tx, lease, object_key=key)
+        return
+    if verdict.mask:
+        mask = Mask.from_bytes(order.space.dim, verdict.mask)
+        mask_key = _keep_mask(core, order.upload, mask)
+        found = updates.Verified(key, mask_key, mask.digest, mask.personal, verdict.examples)
+    elif order.mask is not None:
+        known = order.mask
+        found = updates.Verified(key, None, known.sha256, known.personal, verdict.examples)
+    else:
+        raise JudgeDied("the process that judges files forgot the mask")
+    with core.db.transaction(ACTOR, "verify.accept") as tx:
+        updates.accept_update(tx, lease, found)
 
 
-def _section(file: IO[bytes], layout: wire.Layout, name: str) -> bytes:
-    section = layout.sections[name]
-    file.seek(section.start)
-    return file.read(section.stop - section.start)
+def _refuse(core: Coordinator, lease: Lease, copy: Copy, upload: Upload, error: WireError) -> None:
+    held = _set_aside(core.storage, copy, upload)
+    with core.db.transaction(ACTOR, "verify.reject") as tx:
+        refused = updates.reject(tx, lease, reason=error.code, detail=str(error))
+        if refused:
+            _note(tx, upload, held)
+    if held and not refused:  # its client may have been erased meanwhile
+        core.storage.delete([updates.quarantine_key(upload)])
 
 
-def _check_values(file: IO[bytes], layout: wire.Layout) -> None:
-    section = layout.sections["values"]
-    file.seek(section.start)
-    left = section.count
-    while left:
-        count = min(left, VALUES_AT_ONCE)
-        wire.check_finite(np.frombuffer(file.read(4 * count), dtype="<f4"))
-        left -= count
+def _after_death(core: Coordinator, lease: Lease, copy: Copy, upload: Upload) -> None:
+    """The last attempt rejects the update (``workers.running``): keep what killed the judge."""
+    if lease.attempt >= core.settings.job_attempts:
+        held = _set_aside(core.storage, copy, upload)
+        with core.db.transaction(ACTOR, "verify.note") as tx:
+            _note(tx, upload, held)
+
+
+def _set_aside(storage: Storage, copy: Copy, upload: Upload) -> bytes | None:
+    """Keep what was read of a refused file in ``quarantine/``; a large one is not kept."""
+    held = copy.held
+    if held:
+        storage.put(updates.quarantine_key(upload), io.BytesIO(held), len(held))
+    return held
+
+
+def _note(tx: Tx, upload: Upload, held: bytes | None) -> None:
+    if held:
+        body = {"sha256": hashlib.sha256(held).hexdigest(), "size": len(held)}
+        subject = f"upload:{upload.id}"
+        ledger.append(tx, "upload.quarantined", subject, project=upload.project_id, body=body)
 
 
 def _key(upload: Upload) -> str:
     return f"accepted/{upload.project_id}/{upload.sha256}"
 
 
-def _keep(storage: Storage, upload: Upload, file: BinaryIO) -> str:
-    key = _key(upload)
-    file.seek(0)
-    storage.put(key, file, upload.size)
-    return key
-
-
 def _keep_mask(core: Coordinator, upload: Upload, mask: Mask) -> str:
     key = f"masks/{upload.project_id}/{mask.digest}"
-    with core.db.transaction(ACTOR) as tx:
+    with core.db.transaction(ACTOR, "verify.claim_mask") as tx:
         objects.claim(tx, key, project=upload.project_id, size=mask.packed.size)
     core.storage.put(key, io.BytesIO(mask.to_bytes()), mask.packed.size)
     return key

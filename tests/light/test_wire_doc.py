@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from wire_samples import GOLDEN, MASK, SPACE
 
-from fedselect import lifecycle, wire
+from fedselect import inspection, layout, lifecycle, wire
 from fedselect.errors import MaskError, WireError
 from fedselect.masks import BLOCK
 from fedselect.protocol import GROUP, SHARD, Manifest, ManifestUpdate
@@ -36,7 +36,8 @@ def test_the_worked_example_is_the_golden_file():
 
 def codes_of_wire() -> set[str]:
     """Constants that look like codes: ``code=…``, and the table of what must match."""
-    tree = ast.parse(Path(wire.__file__).read_text())
+    text = "\n".join(Path(m.__file__).read_text() for m in (wire, layout, inspection))
+    tree = ast.parse(text.replace("from __future__ import annotations", ""))
     words = {n.value for n in ast.walk(tree) if isinstance(n, ast.Constant)}
     named = {
         k.value.value
