@@ -32,9 +32,14 @@ class Supervisor:
     """
 
     def __init__(
-        self, command: Sequence[str], *, stalled: Callable[[float], bool] | None = None
+        self,
+        command: Sequence[str],
+        *,
+        stalled: Callable[[float], bool] | None = None,
+        every: float = LOOK_EVERY,
     ) -> None:
         self._command = list(command)
+        self._every = every
         self._stalled = stalled
         self._stopping = False
         self._pause = FIRST_PAUSE
@@ -66,11 +71,11 @@ class Supervisor:
                 told = True
             time.sleep(POLL)
             now = time.monotonic()
-            if self._stalled is None or self._stopping or now - looked < LOOK_EVERY:
+            if self._stalled is None or self._stopping or now - looked < self._every:
                 continue
             looked = now
             if self._stalled(now - started):
-                log.error("work is due and nothing happens: restarting %s", self._command[-1])
+                log.error("work is due and nothing happens: ending the worker")
                 return
 
     def _rest(self, code: int, *, lived: float) -> None:

@@ -103,7 +103,7 @@ def haunted(project: Project) -> Haunted:
 
 def haunt(case: Haunted, worker: Puppet, *, kind: str, point: int) -> bool | None:
     """Whether the zombie changed nothing; None if nobody froze while the job was its own."""
-    job = _due(case, kind)
+    job = drive(case, kind)
     answer = worker.send(f"{job} {point}")
     if not answer.startswith("frozen"):
         assert answer == "ended 0", answer
@@ -126,7 +126,7 @@ def haunt(case: Haunted, worker: Puppet, *, kind: str, point: int) -> bool | Non
     return not (changed or mine) if ours else None
 
 
-def _due(case: Haunted, kind: str) -> UUID:
+def drive(case: Haunted, kind: str) -> UUID:
     """Drive the present round until a job of this kind is due."""
     contribute(case.client, case.model, seed=7)
     while True:
