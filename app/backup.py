@@ -242,6 +242,7 @@ def _make_room(core: Coordinator, *, force: bool) -> None:
         if tables:
             connection.execute(text("DROP SCHEMA public CASCADE"))
             connection.execute(text("CREATE SCHEMA public"))
+            connection.execute(text("GRANT USAGE ON SCHEMA public TO PUBLIC"))  # as it comes
         for start in range(0, len(keys), retention.STORE_BATCH):
             core.storage.delete(keys[start : start + retention.STORE_BATCH])
 
@@ -296,4 +297,11 @@ def _program(name: str) -> str:
 
 
 def _owner_url(settings: AppSettings) -> str:
-    return settings.owner_url.get_secret_value()
+    """The role that owns the tables, where that is not the service's; never another database."""
+    urls = (settings.database_url.get_secret_value(), settings.owner_url.get_secret_value())
+    if make_url(urls[0]).database != make_url(urls[1]).database:  # addresses may differ: a pooler
+        raise FedSelectError(
+            "DATABASE_URL and MIGRATION_DATABASE_URL name different databases",
+            code="backup_failed",
+        )
+    return urls[1]

@@ -112,7 +112,8 @@ def restore(
         found = verification.verify(core)
     out.print(
         f"{found.versions:,} versions, {found.masks:,} masks, {found.updates:,} updates, "
-        f"{found.manifests:,} manifests compared: {len(found.findings)} findings"
+        f"{found.manifests:,} manifests, {found.entries:,} ledger entries compared: "
+        f"{len(found.findings)} findings"
     )
     for line in found.findings:
         out.print(f"- {line}", markup=False, highlight=False)

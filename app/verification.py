@@ -13,7 +13,7 @@ from uuid import UUID
 
 from sqlalchemy import select
 
-from app import objects
+from app import ledgercheck, objects
 from app.db import Tx
 from app.errors import Missing
 from app.tables import ManifestRecord, MaskRecord, Object, Update, Version
@@ -31,6 +31,7 @@ class Verification:
     masks: int
     updates: int
     manifests: int
+    entries: int
     findings: tuple[str, ...]
 
 
@@ -54,11 +55,14 @@ def verify(core: Coordinator) -> Verification:
     found = objects.check_objects(core)
     findings += [f"{key}: no row expects it" for key in found.strays]
     findings += [f"{key}: {why}" for key, why in found.missing]
+    ledger = ledgercheck.check_ledger(core)
+    findings += [f"ledger: {why}" for why in ledger.findings]
     return Verification(
         versions=len(wanted[Version]),
         masks=len(wanted[MaskRecord]),
         updates=len(wanted[Update]),
         manifests=len(manifests),
+        entries=ledger.sealed,
         findings=tuple(findings[:MOST]),
     )
 

@@ -154,6 +154,7 @@ def test_a_backup_while_clients_upload_and_the_way_back(served, place, tmp_path)
     backup.restore(core, tmp_path / "backup")
     found = verify(core)
     assert found.findings == ()
+    assert found.entries > 20
     assert (found.versions, found.updates, found.manifests) == (4, 5, 2)  # number 0 is there twice
     restored = again(core, served)
     assert recomputed(restored) == [1, 2]
@@ -257,4 +258,18 @@ def test_the_verification_finds_what_is_wrong(served):
         first, second = sorted(verify(served.core).findings, key=lambda line: "SHA" not in line)
     assert first.startswith(f"{key}: its SHA-256 is ")
     assert second == f"{mask}: not in the store"
+    assert verify(served.core).findings == ()
+
+
+def test_the_verification_compares_the_ledger_with_the_head_that_the_store_keeps(served):
+    sweep.seal(served.core)
+    before = verify(served.core)
+    assert before.findings == ()
+    (key,) = (k for k in served.core.storage.keys("checkpoints/") if k.endswith("/latest"))
+    head = served.core.storage.read(key)
+    wrong = head.replace(f"\n{before.entries}\n".encode(), f"\n{before.entries + 1}\n".encode())
+    assert wrong != head
+    served.core.storage.put(key, io.BytesIO(wrong), len(wrong))
+    assert any(finding.startswith("ledger: ") for finding in verify(served.core).findings)
+    served.core.storage.put(key, io.BytesIO(head), len(head))
     assert verify(served.core).findings == ()

@@ -39,7 +39,7 @@ BEGUN = """SELECT count(*) FILTER (WHERE action = 'deletion.begun') -
     target="0 objects without a row, 0 rows without an object, every intent has its outcome",
     quick={"times": 1},
     full={"times": 20},
-    minutes=(3, 30),
+    minutes=(6, 60),
 )
 def collector_dies(room: Room, *, times: int) -> Figures:
     with _deployment(room) as (campaign, environment):
