@@ -16,8 +16,8 @@ $(READY): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[torch,server,local,dev]'
 	touch $(READY)
 
-demo: $(READY)  ## ten agents, one coordinator, the whole job; TASK=watch|digits|fashion-mnist KEEP=1 SAVE=FILE
-	$(BIN)/python examples/demo.py --task $(TASK) $(if $(KEEP),--keep) $(if $(SAVE),--save $(SAVE))
+demo: $(READY)  ## ten agents, one coordinator, the whole job; TASK=watch|digits|fashion-mnist DATA=FOLDER KEEP=1 SAVE=FILE
+	$(BIN)/python examples/demo.py --task $(TASK) $(if $(DATA),--data $(DATA)) $(if $(KEEP),--keep) $(if $(SAVE),--save $(SAVE))
 
 test: $(READY)  ## the whole suite on real servers
 	$(BIN)/python -m pytest -n 2

@@ -10,6 +10,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 from fastapi import FastAPI
+from fastapi_offline import FastAPIOffline
 
 from app import probe, wiring
 from app.routes import admin, agents, auditing, operations
@@ -42,12 +43,16 @@ def create_app(settings: AppSettings | None = None) -> FastAPI:
         yield
         core.close()
 
-    app = FastAPI(
+    # The page of /docs with its scripts: a site without the internet must be able to read it, and
+    # nobody else may run code in the browser of an administrator.
+    app = FastAPIOffline(
         title="FedSelect coordinator",
         version=__version__,
         description=DESCRIPTION,
         lifespan=lifespan,
         redoc_url=None,
+        static_url="/docs/files",
+        redirect_slashes=False,
         separate_input_output_schemas=False,
     )
     app.state.core = core

@@ -5,6 +5,7 @@ Owns queries that change nothing. Must not write.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from uuid import UUID
 
 from sqlalchemy import Select, select
@@ -19,15 +20,24 @@ from fedselect.ledgerdocs import Checkpoint, LedgerEntry, LedgerKeys
 from fedselect.protocol import Evaluation, JobInfo
 
 
-def evaluations(tx: Tx, principal: Principal, run_id: UUID) -> list[Evaluation]:
-    """All evaluations of a run's last version, by client name."""
+def evaluations_of(tx: Tx, principal: Principal, run_id: UUID) -> Select[EvaluationRecord]:
+    """A run's evaluations of its last version.
+
+    Raises:
+        Missing: there is no such run.
+    """
     run = runs.get(tx, principal, run_id)
+    return select(EvaluationRecord).where(EvaluationRecord.run_id == run.id)
+
+
+def evaluation_infos(tx: Tx, rows: Sequence[EvaluationRecord]) -> list[Evaluation]:
+    """Evaluations as the interface shows them."""
     query = (
         select(EvaluationRecord, Client.name, Version.number)
         .join(Client, Client.id == EvaluationRecord.client_id)
         .join(Version, Version.id == EvaluationRecord.version_id)
-        .where(EvaluationRecord.run_id == run.id)
-        .order_by(Client.name)
+        .where(EvaluationRecord.assignment_id.in_([row.assignment_id for row in rows]))
+        .order_by(EvaluationRecord.created_at, EvaluationRecord.assignment_id)
     )
     return [checkins.evaluation_document(*row) for row in tx.session.execute(query)]
 

@@ -21,9 +21,10 @@ from typing import Annotated, Any, Generic, TypeVar
 from uuid import UUID, uuid4
 
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
-from fastapi import Depends, FastAPI, Header, Query, Request
+from fastapi import Depends, FastAPI, Header, Query, Request, Security
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, Response
+from fastapi.security import HTTPBearer
 from pydantic import BaseModel
 from sqlalchemy import Select, text, tuple_
 from sqlalchemy.exc import InterfaceError, OperationalError
@@ -31,7 +32,7 @@ from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.orm import InstrumentedAttribute
 from starlette.exceptions import HTTPException
 
-from app import auth
+from app import auth, parameters
 from app.auth import Principal, Scope
 from app.db import Tx
 from app.errors import Conflict, Invalid, Refusal, TooLarge, Unavailable, as_refusal
@@ -50,6 +51,8 @@ Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 CHECK_IN_PATH = "/v1/check-ins"
 RETRY_MEAN = 4.0  # seconds until a call that may pass is tried again
+# Tells the description how to send a key; ``auth`` reads the header itself and says what is wrong.
+BEARER = HTTPBearer(auto_error=False, scheme_name="key", description="A key: `fsk_…`")
 REQUEST_ID = re.compile(r"^[A-Za-z0-9._-]{1,64}$")
 
 
@@ -109,6 +112,7 @@ def require(scope: Scope) -> Any:
 
     def authenticated(
         request: Request,
+        _: Annotated[object, Security(BEARER)],
         authorization: Annotated[str | None, Header(include_in_schema=False)] = None,
         idempotency_key: Annotated[str | None, Header(max_length=255)] = None,
     ) -> Call:
@@ -116,6 +120,7 @@ def require(scope: Scope) -> Any:
         with core.db.transaction("auth", "authenticate") as tx:
             principal = auth.authenticate(tx, core.settings.pepper, authorization)
         principal.require(scope)
+        parameters.refuse_unknown(request)
         return Call(core, _route(request), principal, idempotency_key, _purpose(request))
 
     authenticated.scope = scope  # type: ignore[attr-defined]  # read by the route walk of the tests
@@ -300,9 +305,7 @@ def install_problem_handlers(app: FastAPI) -> None:
             raise error
         if error.status_code == 400:  # FastAPI could not read the body
             return problem(request, Invalid("the body is not JSON", code="json_invalid"))
-        codes = {404: "route_unknown", 405: "method_not_allowed"}
-        refusal = Refusal(str(error.detail), code=codes.get(error.status_code, "bad_request"))
-        refusal.status, refusal.title = error.status_code, str(error.detail)
+        refusal = _no_route(request, error)
         answer = problem(request, refusal)
         answer.headers.update(error.headers or {})  # Allow, for one
         return answer
@@ -326,12 +329,29 @@ def install_problem_handlers(app: FastAPI) -> None:
     app.add_exception_handler(Exception, bug)
 
 
+def _no_route(request: Request, error: HTTPException) -> Refusal:
+    detail, code = str(error.detail), "bad_request"
+    if error.status_code == 404:
+        detail, code = "there is no such path; /docs shows those that there are", "route_unknown"
+    elif error.status_code == 405:
+        allowed = (error.headers or {}).get("Allow", "")
+        detail = f"{request.method} is not possible here; this path takes {allowed}"
+        code = "method_not_allowed"
+    refusal = Refusal(detail, code=code)
+    refusal.status, refusal.title = error.status_code, str(error.detail)
+    return refusal
+
+
 def _explained(error: RequestValidationError) -> tuple[Refusal, list[Any]]:
     found = [{"where": _where(e), "problem": e["msg"]} for e in error.errors()]
     unknown = [_where(e) for e in error.errors() if e["type"] == "extra_forbidden"]
     if unknown:
         names = ", ".join(unknown)
         return Invalid(f"unknown setting: {names[:300]}", code="setting_unknown"), found
+    broken = next((e for e in error.errors() if e["type"] == "json_invalid"), None)
+    if broken is not None:
+        why = f"{broken['ctx']['error']} at character {broken['loc'][-1]}"
+        return Invalid(f"the body is not JSON: {why}", code="json_invalid"), found
     first = f"{found[0]['where']}: {found[0]['problem']}" if found else "invalid"
     codes = {_code(e) for e in error.errors()}
     return Invalid(first, code=codes.pop() if len(codes) == 1 else None), found
@@ -342,8 +362,6 @@ def _where(error: Any) -> str:
 
 
 def _code(error: Any) -> str:
-    if error["type"] == "json_invalid":
-        return "json_invalid"
     # Of the checks that pydantic leaves to us, those of settings ask whether they fit each other.
     contradiction = error["type"] == "value_error" and "settings" in error["loc"]
     return "settings_invalid" if contradiction else Invalid.code

@@ -14,11 +14,12 @@ import json
 import os
 import platform
 import secrets
+import signal
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,7 +31,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from app.cli import prepare
-from app.localstack import LocalStack
+from app.localstack import LocalStack, ServiceState
 from fedselect import RoundPolicy, RunSettings, Training, preset_run, wire
 from fedselect.audit import verify_export
 from fedselect.client import Client
@@ -41,6 +42,7 @@ from fedselect.tasks import example_clients, load_task
 from fedselect.training import TorchLearner
 
 CLIENTS, STEPS = 10, 20
+PATIENCE = 5.0  # seconds for agents that are told to end
 FEDSELECT = str(Path(sys.executable).with_name("fedselect"))
 WORSE = 0.02  # DESIGN: a client is worse if post − baseline is below −2 points
 OVER = {"finished", "stopped", "paused"}
@@ -54,12 +56,13 @@ class Demo:
     """What the steps of the demo share."""
 
     task: str
-    sites: dict[str, tuple[str, dict[str, int]]]  # how each client gets its task
+    sites: dict[str, tuple[str, dict[str, Any]]]  # how each client gets its task
     settings: RunSettings
     root: Path
     url: str
     admin: Client
     project: str
+    data: tuple[str, ...] = ()  # task options that say where the data is
 
     @property
     def rounds(self) -> int:
@@ -77,17 +80,19 @@ class Demo:
 
 @contextmanager
 def local_stack(root: Path, keep: bool) -> Iterator[LocalStack]:
-    """The stack, stopped at the end unless it is to be kept."""
+    """The stack, stopped at the end unless it is to be kept or ran before."""
     stack = LocalStack(root)
-    with console.status("starting PostgreSQL, Redis, S3, coordinator, worker, scheduler …"):
-        stack.up(prepare=lambda environment: prepare(root, environment))
+    running = [s.name for s in stack.status() if s.state is ServiceState.RUNNING]
     try:
+        with console.status("starting PostgreSQL, Redis, S3, coordinator, worker, scheduler …"):
+            stack.up(prepare=lambda environment: prepare(root, environment))
         yield stack
     finally:
-        if keep:
+        if keep or running:  # what somebody else started is not ours to stop
             url = stack.environment()["PUBLIC_URL"]
             console.print(f"\nThe stack is still up. API docs: {url}/docs")
-            console.print(f"Owner key: {root}/owner.key   Stop: .venv/bin/fedselect down")
+            console.print(f"Owner key: {root}/owner.key")
+            console.print(f"Stop: {FEDSELECT} down --root {root}", soft_wrap=True)
         else:
             stack.down()
 
@@ -137,10 +142,15 @@ def register_model(demo: Demo) -> RunInfo:
     return demo.admin.create_run(run)
 
 
+def task_options(arguments: dict[str, Any]) -> list[str]:
+    """Arguments of a task as options of the command line."""
+    return [f"--task-arg={name}={json.dumps(value)}" for name, value in arguments.items()]
+
+
 def start_agent(demo: Demo, name: str, token: str) -> subprocess.Popen[bytes]:
     """One site's own process; started again with the same folder it goes on where it was."""
     spec, arguments = demo.sites[name]
-    pairs = [f"--task-arg={k}={json.dumps(v)}" for k, v in arguments.items()]
+    pairs = task_options(arguments)
     state = demo.root / "agents" / demo.project / name
     command = [FEDSELECT, "agent", "--server", demo.url, "--task", spec, *pairs]
     command += ["--name", name, "--state", str(state), "--until-finished"]
@@ -160,16 +170,26 @@ def agents(demo: Demo) -> Iterator[dict[str, subprocess.Popen[bytes]]]:
             processes[name] = start_agent(demo, name, token)
         yield processes
     finally:
-        for process in processes.values():
-            process.terminate()
-        for process in processes.values():
-            process.wait(30)
+        end_agents(processes.values())
+
+
+def end_agents(processes: Iterable[subprocess.Popen[bytes]]) -> None:
+    """Ask them to end after their present step; whoever takes too long is killed, safely."""
+    for process in processes:
+        process.terminate()
+    deadline = time.monotonic() + PATIENCE
+    for process in processes:
+        try:
+            process.wait(max(0.1, deadline - time.monotonic()))
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
 
 
 def start_baseline(demo: Demo) -> subprocess.Popen[str]:
     """FedAvg + fine-tuning with the same steps, simulated beside the run, for the comparison."""
     command = ["nice", FEDSELECT, "simulate", "--json"]
-    command += ["--task", demo.task, "--preset", "fedavg"]
+    command += ["--task", demo.task, "--preset", "fedavg", *demo.data]
     command += ["--rounds", str(demo.rounds), "--steps", str(STEPS)]
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
 
@@ -309,7 +329,7 @@ def run_demo(demo: Demo) -> bool:
         tuned = json.loads(baseline.communicate(timeout=600)[0] or "{}").get("clients", {})
     finally:
         baseline.kill()
-    evaluations = list(demo.admin.evaluations(run.id))
+    evaluations = sorted(demo.admin.evaluations(run.id), key=lambda found: found.client_name)
     agreeing, entries = check_versions(demo, run), check_ledger(demo, run)
     if evaluations:
         post = {name: row["post"] for name, row in tuned.items()}
@@ -339,13 +359,18 @@ def main() -> int:
     """Parse the arguments and run."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--task", default="watch", choices=["watch", "digits", "fashion-mnist"])
+    parser.add_argument("--data", type=Path, help="folder of the task's files (fashion-mnist)")
     parser.add_argument("--rounds", type=int, default=60)
     parser.add_argument("--root", type=Path, default=Path(".fedselect"))
     parser.add_argument("--keep", action="store_true", help="leave the stack up")
     parser.add_argument("--save", type=Path, help="write the result to this Markdown file")
     options = parser.parse_args()
+    # A run that is told to stop (a CI time-out) ends all that it started, as after Ctrl-C.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
-        sites = example_clients(options.task)
+        data = {} if options.data is None else {"folder": str(options.data.resolve())}
+        examples = example_clients(options.task).items()
+        sites = {name: (spec, {**own, **data}) for name, (spec, own) in examples}
         spec, arguments = next(iter(sites.values()))
         load_task(spec, **arguments)  # is its data there? say so before anything is started
         with local_stack(options.root, options.keep) as stack:
@@ -354,10 +379,14 @@ def main() -> int:
             url = environment["PUBLIC_URL"]
             with Client(url, key=key) as admin:
                 chosen = demo_settings(options.rounds, len(sites))
-                demo = Demo(options.task, sites, chosen, options.root, url, admin, project)
+                where = tuple(task_options(data))
+                demo = Demo(options.task, sites, chosen, options.root, url, admin, project, where)
                 ok = run_demo(demo)
             if options.save:
                 save(options.save, options)
+    except KeyboardInterrupt:
+        console.print("interrupted")
+        return 130
     except FedSelectError as error:
         console.print(f"error[{error.code}]: {error}", style="red", markup=False)
         return 1

@@ -35,7 +35,9 @@ Token = Annotated[
     str | None,
     typer.Option(envvar="FEDSELECT_TOKEN", help="Enrolment token of a client that registers."),
 ]
-UntilFinished = Annotated[bool, typer.Option(help="End when the newest run has ended.")]
+UntilFinished = Annotated[
+    bool, typer.Option("--until-finished", help="End when the newest run has ended.")
+]
 Threads = Annotated[int, typer.Option(min=1, help="Threads of torch; 1 repeats bit by bit.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Log JSON lines.")]
 

@@ -233,11 +233,10 @@ def inspect_file(path: Path) -> dict[str, Any]:
     """
     with path.open("rb") as file:
         first = file.read(8)
-        head = first + file.read(wire.header_size(first) - 8)
+        layout = _any_layout(first + file.read(wire.header_size(first) - 8))
+        wire.check_size(layout, path.stat().st_size)
         file.seek(0)
         digest = hashlib.file_digest(file, "sha256").hexdigest()
-    layout = _any_layout(head)
-    wire.check_size(layout, path.stat().st_size)
     data: Bytes = np.memmap(path, dtype=np.uint8, mode="r")
     values = _section(data, layout, "values").view("<f4")
     for start in range(0, values.size, FINITE_BLOCK):

@@ -19,7 +19,8 @@ from rich.table import Table
 from fedselect import agent_cli
 from fedselect.errors import SettingsError
 from fedselect.policies import PRESETS, RunSettings, Training, preset_run
-from fedselect.tasks import EXAMPLES, client_tasks, example_clients
+from fedselect.task import Task
+from fedselect.tasks import EXAMPLES, client_tasks, example_clients, task_arguments
 
 if TYPE_CHECKING:
     from fedselect.simulate import Simulation
@@ -42,15 +43,17 @@ def simulate(
     steps: Annotated[
         int | None, typer.Option(min=1, help="Gradient steps per client and round.")
     ] = None,
+    task_arg: agent_cli.TaskArg = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
 ) -> None:
     """Run a whole federation in this process and compare it with training alone."""
     console = Console(stderr=True)
     example_clients(task)  # a wrong name is said before torch is loaded
+    arguments = task_arguments(task_arg or [])
     settings = run_settings(preset, rounds=rounds, seed=seed, steps=steps)
     for warning in settings.warnings():
         console.print(f"Note: {warning}", highlight=False)
-    document = report(_run(task, settings, console))
+    document = report(_run(client_tasks(task, **{"seed": seed, **arguments}), settings, console))
     if as_json:
         typer.echo(json.dumps({"task": task, "preset": preset, **document}, indent=2))
     else:
@@ -72,13 +75,12 @@ def run_settings(preset: str, *, rounds: int, seed: int, steps: int | None) -> R
         raise SettingsError(texts) from error
 
 
-def _run(task: str, settings: RunSettings, console: Console) -> Simulation:
+def _run(tasks: dict[str, Task], settings: RunSettings, console: Console) -> Simulation:
     import torch
 
     from fedselect.simulate import simulate as run
 
     torch.set_num_threads(1)  # small models are faster so, and equal seeds give equal bits
-    tasks = client_tasks(task, seed=settings.seed)
     with Progress(console=console, transient=True) as bar:
         shown = bar.add_task(f"{len(tasks)} clients train", total=settings.rounds)
 

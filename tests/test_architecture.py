@@ -35,7 +35,7 @@ class Room:
 
 SCIENCE = frozenset({"numpy"})
 LIGHT = SCIENCE | {"pydantic", "safetensors", "cryptography"}
-WEB = frozenset({"fastapi", "starlette", "uvicorn", "pydantic_settings"})
+WEB = frozenset({"fastapi", "fastapi_offline", "starlette", "uvicorn", "pydantic_settings"})
 ROOMS = {
     "kernels": Room(
         tuple(f"fedselect/{name}.py" for name in ("kernels", "lanes", "aggregate", "recompute")),
@@ -120,7 +120,8 @@ LONG_FILES = {
 LONG_FUNCTIONS = {
     *("app/runs.py:create", "app/updates.py:accept_update", "app/web.py:install_problem_handlers")
 }
-MANY_PARAMETERS = {"fedselect/agent_cli.py:agent"}  # one for each option of the command
+# One for each option of the command.
+MANY_PARAMETERS = {"fedselect/agent_cli.py:agent", "fedselect/learning_cli.py:simulate"}
 DEEP_FUNCTIONS: set[str] = set()
 UNMEASURED = ("migrations/versions/*",)  # one statement after the other, never edited again
 

@@ -11,7 +11,7 @@ from app import catalog, clients, commands, erasure, manifests, reports, runs, u
 from app.auth import Scope
 from app.db import Tx
 from app.routes import problems
-from app.tables import Client, Job, Model, Round, Run, Version
+from app.tables import Client, EvaluationRecord, Job, Model, Round, Run, Version
 from app.web import Call, Page, Paged, page, require
 from fedselect.lifecycle import RunEvent
 from fedselect.protocol import (
@@ -250,9 +250,16 @@ def list_versions(run_id: UUID, paging: Paged, call: Call = READ) -> Page[Versio
     summary="List what the clients measured at the end of a run",
     responses=problems(401, 403, 404),
 )
-def list_evaluations(run_id: UUID, call: Call = READ) -> Page[Evaluation]:
-    """One per client, by name."""
-    return call.run(lambda tx: Page(items=reports.evaluations(tx, call.who, run_id)))
+def list_evaluations(run_id: UUID, paging: Paged, call: Call = READ) -> Page[Evaluation]:
+    """One per client, oldest first."""
+
+    def work(tx: Tx) -> Page[Evaluation]:
+        order = (EvaluationRecord.created_at, EvaluationRecord.assignment_id)
+        query = reports.evaluations_of(tx, call.who, run_id)
+        rows, cursor = page(tx, query, order=order, paging=paging)
+        return Page(items=reports.evaluation_infos(tx, rows), next=cursor)
+
+    return call.run(work)
 
 
 @router.get(

@@ -69,7 +69,8 @@ def _load(folder: Path) -> tuple[tuple[Images, IntVector], tuple[Images, IntVect
         raise FedSelectError(
             f"{folder} has no {', '.join(missing)}; on Debian and Ubuntu: "
             "apt-get install dataset-fashion-mnist; elsewhere put the four .gz files of "
-            "Fashion-MNIST in a folder and give it as the task's argument folder",
+            "Fashion-MNIST in a folder and name it: make demo TASK=fashion-mnist DATA=FOLDER, or "
+            "--task-arg folder=FOLDER",
             code="data_missing",
         )
     train, test = (

@@ -7,16 +7,13 @@ twice, that the agent kept its personal parameters, and that both run the same r
 
 from __future__ import annotations
 
-import importlib.util
 import sys
 from collections.abc import Iterator
-from pathlib import Path
 from types import ModuleType
 
 import numpy as np
 import pytest
 
-from app.cli import prepare
 from app.localstack import LocalStack
 from fedselect.agent_state import AgentFolder
 from fedselect.client import Client
@@ -24,33 +21,6 @@ from fedselect.tasks import example_clients, load_task
 
 pytestmark = pytest.mark.e2e
 ROUNDS, SITES = 8, 3
-
-
-@pytest.fixture(scope="module")
-def demo_module() -> ModuleType:
-    path = Path(__file__).parents[2] / "examples" / "demo.py"
-    spec = importlib.util.spec_from_file_location("demo", path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["demo"] = module
-    spec.loader.exec_module(module)
-    return module
-
-
-@pytest.fixture(scope="module")
-def product(
-    environment: dict[str, str], tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[LocalStack]:
-    """Coordinator, worker and scheduler as processes, on the servers of the test run."""
-    root = tmp_path_factory.mktemp("product")
-    servers = {name: value for name, value in environment.items() if name != "PUBLIC_URL"}
-    stack = LocalStack(root, given=servers)
-    try:
-        stack.up(prepare=lambda ready: prepare(root, ready))
-        yield stack
-    finally:
-        stack.down()
 
 
 @pytest.fixture(scope="module")

@@ -139,6 +139,13 @@ def test_a_bad_rank_without_a_mask(ranks, tmp_path, command):
     assert "block_rank_invalid" in command("wire", "inspect", path)[2]
 
 
+def test_what_is_no_file_of_ours_is_not_read_to_its_end(tmp_path, command):
+    path = tmp_path / "huge"
+    with path.open("wb") as file:
+        file.truncate(1 << 40)  # a terabyte of zeros; hashing it would take an hour
+    assert "header_invalid" in command("wire", "inspect", path)[2]
+
+
 def test_a_file_cannot_steer_the_terminal(tmp_path, command):
     path = tmp_path / "update.safetensors"
     path.write_bytes(update(run="\x1b[2J\r[red]red[/red]"))
@@ -381,3 +388,12 @@ def test_the_real_command(tmp_path):
     assert result.stdout == ""
     assert result.stderr.startswith("error[header_oversize]: ")
     assert "Traceback" not in result.stderr
+
+
+def test_help_of_the_agent_shows_how_a_task_is_named(monkeypatch, command):
+    monkeypatch.setenv("COLUMNS", "80")
+    code, out, _ = command("agent", "--help")
+    words = "".join(c for c in out if c.isalnum() or c in ".:/=")
+    assert code == 0
+    for shown in ("package.module:Name", "path/to/file.py:Name", "https://host:port"):
+        assert shown in words

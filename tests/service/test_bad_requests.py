@@ -258,7 +258,8 @@ def test_a_models_description_may_be_larger(tenant: Project) -> None:
 def test_invalid_json(tenant: Project, body: bytes) -> None:
     headers = {**tenant.owner.headers(), "Content-Type": "application/json"}
     answer = tenant.api.post("/v1/runs", content=body, headers=headers)
-    refused(answer, 422, "json_invalid" if body else "request_invalid")
+    found = refused(answer, 422, "json_invalid" if body else "request_invalid")
+    assert not body or found["detail"].startswith("the body is not JSON")
 
 
 def test_json_nested_beyond_reason(tenant: Project) -> None:
@@ -443,12 +444,22 @@ def test_names_that_are_taken_at_the_same_moment(project: Project, what: str) ->
 
 
 def test_unknown_routes_and_methods(tenant: Project) -> None:
+    assert "/docs" in refused(tenant.owner.get("/v1/runes"), 404, "route_unknown")["detail"]
+    # A slash too many is no redirect: its address would come from the Host that the caller sent.
+    refused(tenant.owner.get("/v1/runs/"), 404, "route_unknown")
     refused(tenant.owner.get("/v2/runs"), 404, "route_unknown")
     refused(tenant.owner.get("/"), 404, "route_unknown")
     refused(tenant.owner.post(f"/v1/rounds/{NOWHERE}/explode"), 404, "route_unknown")
     answer = tenant.api.delete("/v1/check-ins", headers=tenant.owner.headers())
-    refused(answer, 405, "method_not_allowed")
+    detail = refused(answer, 405, "method_not_allowed")["detail"]
     assert answer.headers["allow"] == "POST"
+    assert detail == "DELETE is not possible here; this path takes POST"
+
+
+@pytest.mark.parametrize("path", ["/v1/runs", "/v1/ledger/entries", "/v1/clients"])
+def test_unknown_parameters_are_named(tenant: Project, path: str) -> None:
+    found = refused(tenant.owner.get(path, limits=5, bogus=""), 422, "setting_unknown")
+    assert found["detail"] == "unknown setting: query.bogus, query.limits"
 
 
 @pytest.mark.parametrize("bad", ["1", "hello", NOWHERE[:-1], "%00", "é"])

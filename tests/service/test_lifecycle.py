@@ -568,6 +568,15 @@ def test_the_evaluation_deadline_finishes_the_run(campaign: Any) -> None:
     assert [e["client_name"] for e in found] == [c.clients[0].name]
 
 
+def test_evaluations_are_listed_page_by_page(campaign: Any) -> None:
+    c = campaign()
+    c.play()
+    for client in c.clients:
+        evaluate(client)
+    found = everything(c.project.owner, f"/v1/runs/{c.run_id}/evaluations", limit=1)
+    assert [e["client_name"] for e in found] == [client.name for client in c.clients]
+
+
 def test_an_evaluation_is_nothing_to_wait_for(campaign: Any) -> None:
     """A client may ask for its outcome without being kept from other work for ever."""
     c = campaign(clients=2)
