@@ -106,7 +106,7 @@ def back_up(core: Coordinator, folder: Path) -> Backup:
 
 def _expected(core: Coordinator) -> set[str]:
     """Keys that rows name now: a dump made later, with no deletion between, names them as well."""
-    with core.db.transaction(ACTOR) as tx:
+    with core.db.transaction(ACTOR, "backup.expected") as tx:
         named = union(*(select(column) for column in objects.NAMED_IN))
         live = select(Object.key).where(Object.deletion_id.is_(None), Object.key.in_(named))
         return set(tx.session.scalars(live))
@@ -256,7 +256,7 @@ def _stage_again(core: Coordinator) -> None:
     """A file that was verified while the backup was made lies in ``accepted/`` alone by now, but
     the restored database still waits for its verification.
     """
-    with core.db.transaction(ACTOR) as tx:
+    with core.db.transaction(ACTOR, "backup.stage_again") as tx:
         waiting = tx.session.scalars(select(Upload).where(Upload.state == "uploaded")).all()
     for upload in waiting:
         key = f"accepted/{upload.project_id}/{upload.sha256}"

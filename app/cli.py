@@ -164,7 +164,7 @@ def rotate_ledger_key() -> None:
                 "give the seed that signs now as LEDGER_KEY_PREVIOUS and the new one as LEDGER_KEY",
                 code="settings_invalid",
             )
-        with core.db.transaction("command-line") as tx:
+        with core.db.transaction("command-line", "rotate_ledger_key") as tx:
             key = ledger.rotate(
                 tx,
                 old=base64.b64decode(old.get_secret_value()),

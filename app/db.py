@@ -93,7 +93,7 @@ class Database:
         self._ring = ring
 
     @contextmanager
-    def transaction(self, actor: str, purpose: str = "unnamed") -> Iterator[Tx]:
+    def transaction(self, actor: str, purpose: str) -> Iterator[Tx]:
         """Commit at the end, roll back on any exception, then run the after-commit hooks.
 
         ``purpose`` names the places before and after the commit (`app/failpoints.py`).

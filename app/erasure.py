@@ -48,7 +48,7 @@ def erase(core: Coordinator, client_id: UUID, *, project: UUID, actor: str) -> E
         Unavailable: somebody else deletes or backs up (``retention_busy``), or the store is away;
             what was begun is ended by the scheduler, or by asking again.
     """
-    with core.db.transaction(actor) as tx:
+    with core.db.transaction(actor, "erasure.find") as tx:
         client = clients.of_project(tx, project, client_id)  # 404 before anybody waits
         runs = _open_runs(tx, client)
     with retention.alone(core):
@@ -63,7 +63,7 @@ def erase(core: Coordinator, client_id: UUID, *, project: UUID, actor: str) -> E
             deletion = _forget(tx, client, files, retention.policy_of(core.settings))
         if deletion is not None:
             retention.carry_out(core, deletion)
-    with core.db.transaction(actor) as tx:
+    with core.db.transaction(actor, "erasure.report") as tx:
         return _report(tx, clients.of_project(tx, project, client_id))
 
 
@@ -149,7 +149,7 @@ def _unregistered(core: Coordinator, client_id: UUID) -> list[StoredObject]:
         .join(Assignment, Assignment.id == Upload.assignment_id)
         .where(Assignment.client_id == client_id, Upload.state != "accepted")
     )
-    with core.db.transaction("erasure") as tx:
+    with core.db.transaction("erasure", "erasure.unregistered") as tx:
         uploads = tx.session.scalars(query).all()
     found = []
     for upload in uploads:

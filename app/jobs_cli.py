@@ -94,7 +94,7 @@ def watch(
     """Exit code 1 if due work stays untouched: the workers do not consume (any more)."""
     core = wiring.build()
     try:
-        with core.db.transaction("command-line") as tx:
+        with core.db.transaction("command-line", "jobs.watch") as tx:
             found = jobs.stalled(tx, seconds=seconds or core.settings.watchdog)
     finally:
         core.close()

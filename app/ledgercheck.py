@@ -98,7 +98,7 @@ def check_ledger(core: Coordinator) -> LedgerCheck:
     """
     # Before the transaction: what is stored by now is in the database for long.
     stored = [_Head(key, head) for key, head in core.heads.all()]
-    with core.db.transaction("ledger-check") as tx:
+    with core.db.transaction("ledger-check", "ledgercheck.read") as tx:
         tx.session.execute(text("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ READ ONLY"))
         rows = tx.session.scalars(select(CheckpointRecord).order_by(CheckpointRecord.size)).all()
         signed = [_Head(f"checkpoint {row.size}", row.text, row.frontier) for row in rows]

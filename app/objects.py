@@ -86,7 +86,7 @@ def check_objects(core: Coordinator) -> ObjectCheck:
     something may just have been written or deleted.
     """
     found = {e.key: e.size for prefix in PREFIXES for e in core.storage.entries(prefix)}
-    with core.db.transaction(ACTOR) as tx:
+    with core.db.transaction(ACTOR, "objects.check_objects") as tx:
         register = {o.key: o for o in tx.session.scalars(select(Object))}
         expected = _expected(tx, register)
         unfinished = {o.deletion_id for o in register.values() if _doomed(o)}
@@ -111,7 +111,7 @@ def _doomed(row: Object) -> bool:
 
 
 def _is_stray(core: Coordinator, key: str) -> bool:
-    with core.db.transaction(ACTOR) as tx:
+    with core.db.transaction(ACTOR, "objects.is_stray") as tx:
         row = tx.session.get(Object, key)
     known = row is not None and row.deleted_at is None
     return not known and core.storage.size(key) is not None
@@ -119,7 +119,7 @@ def _is_stray(core: Coordinator, key: str) -> bool:
 
 def _why_missing(core: Coordinator, key: str) -> str | None:
     """None if the object is as its row says, or need not be there (any more)."""
-    with core.db.transaction(ACTOR) as tx:
+    with core.db.transaction(ACTOR, "objects.why_missing") as tx:
         row = tx.session.get(Object, key)
         wanted = named_among(tx, [key])
     if row is None or row.deletion_id is not None or not wanted:

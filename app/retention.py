@@ -112,7 +112,7 @@ def rehearse(core: Coordinator, *, strays: bool = False) -> Collection:
     """What :func:`collect` would delete now: the same steps, taken back before anything happens."""
     report = _Report()
     found = list(_listed(core, strays=strays))
-    with core.db.transaction(ACTOR) as tx:
+    with core.db.transaction(ACTOR, "retention.rehearse") as tx:
         report.add(_begin(tx, core.settings, found, limit=None)[1])
         tx.session.rollback()
     return report.document(dry_run=True)
@@ -248,7 +248,7 @@ def _forget_answers(tx: Tx, policy: RetentionPolicy, limit: int | None) -> Part:
 def _listed(core: Coordinator, *, strays: bool) -> Iterator[StoredObject]:
     """Old quarantined files, partial sums of rounds that have ended, objects without a row."""
     policy = policy_of(core.settings)
-    with core.db.transaction(ACTOR) as tx:
+    with core.db.transaction(ACTOR, "retention.listed") as tx:
         now = tx.now
     for entry in core.storage.entries("quarantine/"):
         if expired(entry.modified, now, policy.quarantine):
@@ -265,7 +265,7 @@ def _listed(core: Coordinator, *, strays: bool) -> Iterator[StoredObject]:
 def _of_ended_rounds(core: Coordinator, partials: list[StoredObject]) -> list[StoredObject]:
     if not partials:
         return []
-    with core.db.transaction(ACTOR) as tx:
+    with core.db.transaction(ACTOR, "retention.of_ended_rounds") as tx:
         query = select(Round.id).where(Round.state.in_(holds.OPEN_ROUNDS))
         busy = {str(id) for id in tx.session.scalars(query)}
     return [entry for entry in partials if entry.key.split("/")[1] not in busy]
@@ -273,7 +273,7 @@ def _of_ended_rounds(core: Coordinator, partials: list[StoredObject]) -> list[St
 
 def _unknown(core: Coordinator, entries: Iterable[StoredObject]) -> Iterator[StoredObject]:
     for some in _batches(list(entries), STORE_BATCH):
-        with core.db.transaction(ACTOR) as tx:
+        with core.db.transaction(ACTOR, "retention.unknown") as tx:
             live = Object.deleted_at.is_(None)
             query = select(Object.key).where(Object.key.in_([e.key for e in some]), live)
             known = set(tx.session.scalars(query))
@@ -302,7 +302,7 @@ def register(tx: Tx, found: Iterable[StoredObject]) -> list[Object]:
 
 
 def _begun(core: Coordinator) -> list[UUID]:
-    with core.db.transaction(ACTOR) as tx:
+    with core.db.transaction(ACTOR, "retention.begun") as tx:
         open_ones = Object.deletion_id.is_not(None) & Object.deleted_at.is_(None)
         query = select(Object.deletion_id).where(open_ones).distinct()
         return [id for id in tx.session.scalars(query) if id is not None]
@@ -311,7 +311,7 @@ def _begun(core: Coordinator) -> list[UUID]:
 def carry_out(core: Coordinator, deletion: UUID) -> None:
     """Delete what a deletion names and write down that it is gone; repeating it is harmless."""
     mine = (Object.deletion_id == deletion) & Object.deleted_at.is_(None)
-    with core.db.transaction(ACTOR) as tx:
+    with core.db.transaction(ACTOR, "retention.carry_out") as tx:
         keys = list(tx.session.scalars(select(Object.key).where(mine)))
     for some in _batches(keys, STORE_BATCH):
         core.storage.delete(some)

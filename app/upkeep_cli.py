@@ -128,7 +128,7 @@ def erase_client(
 ) -> None:
     """Revoke a client and delete its files, masks and evaluations; for good."""
     with _deployment(root) as core:
-        with core.db.transaction(ACTOR) as tx:
+        with core.db.transaction(ACTOR, "upkeep.erase_client") as tx:
             row = tx.session.get(Client, client)
         if row is None:
             raise FedSelectError(f"there is no client {client}", code="not_found")

@@ -42,7 +42,7 @@ def verify(core: Coordinator) -> Verification:
     Raises:
         Unavailable: the object store or the database does not answer.
     """
-    with core.db.transaction(ACTOR) as tx:
+    with core.db.transaction(ACTOR, "verification.verify") as tx:
         wanted = {table: _wanted(tx, table) for table in (Version, MaskRecord, Update)}
         manifests = tx.session.scalars(select(ManifestRecord)).all()
         query = select(Version.round_id, Version.manifest_sha256)

@@ -32,7 +32,7 @@ ACTOR = "worker"
 
 def aggregate_part(core: Coordinator, lease: Lease, progress: Progress) -> None:
     """Aggregate one shard and store it; the last shard makes publishing due."""
-    with core.db.transaction(ACTOR) as tx:
+    with core.db.transaction(ACTOR, "aggregate.begin") as tx:
         manifest = manifests.load(tx, lease.subject_id)
         _note(tx, lease, "aggregation.begun", manifest=manifests.digest(tx, lease.subject_id))
     start = lease.part * manifest.shard
@@ -47,7 +47,7 @@ def aggregate_part(core: Coordinator, lease: Lease, progress: Progress) -> None:
     key = _partial(lease.subject_id, lease.part)
     core.storage.put(key, io.BytesIO(data), len(data))
     try:
-        with core.db.transaction(ACTOR) as tx:
+        with core.db.transaction(ACTOR, "aggregate.done") as tx:
             _note(tx, lease, "aggregation.done", sha256=hashlib.sha256(data).hexdigest())
             rounds.part_done(tx, lease)
     except LeaseLost:
@@ -56,7 +56,7 @@ def aggregate_part(core: Coordinator, lease: Lease, progress: Progress) -> None:
 
 
 def _clear_away(core: Coordinator, lease: Lease, key: str) -> None:
-    with core.db.transaction(ACTOR) as tx:
+    with core.db.transaction(ACTOR, "aggregate.clear_away") as tx:
         over = rounds.has_ended(tx, lease.subject_id)
     if over:
         core.storage.delete([key])
@@ -64,7 +64,7 @@ def _clear_away(core: Coordinator, lease: Lease, key: str) -> None:
 
 def publish(core: Coordinator, lease: Lease, progress: Progress) -> None:
     """Join the shards to a version file, store it, and publish it under the lease."""
-    with core.db.transaction(ACTOR) as tx:
+    with core.db.transaction(ACTOR, "publish.begin") as tx:
         manifest = manifests.load(tx, lease.subject_id)
         current = tx.session.get_one(Round, lease.subject_id)
         # With the attempt: a zombie of a cancelled one must not reach its successor's file.
@@ -84,7 +84,7 @@ def publish(core: Coordinator, lease: Lease, progress: Progress) -> None:
         spool.seek(0)
         # A zombie may write this object as well, but only with the very same bytes.
         core.storage.put(key, cast(BinaryIO, _Reported(cast(BinaryIO, spool), progress)), size)
-    with core.db.transaction(ACTOR) as tx:
+    with core.db.transaction(ACTOR, "publish.done") as tx:
         rounds.publish(tx, lease, object_key=key, sha256=digest.hexdigest(), size=size)
     core.storage.delete(partials)
 

@@ -48,14 +48,14 @@ class Renewal:
         """Renew the lease if that is due."""
         if self._clock() < self._due:
             return
-        with self._core.db.transaction(ACTOR) as tx:
+        with self._core.db.transaction(ACTOR, "job.renew") as tx:
             jobs.renew(tx, self._lease, seconds=self._core.settings.lease)
         self._due = self._clock() + self._every
 
 
 def run_job(core: Coordinator, job_id: UUID) -> None:
     """Do a job if it is still due; whoever rings twice is answered once."""
-    with core.db.transaction(ACTOR) as tx:
+    with core.db.transaction(ACTOR, "job.claim") as tx:
         lease = jobs.claim(tx, job_id, seconds=core.settings.lease)
     if lease is None:
         return
@@ -77,7 +77,7 @@ def _check_attempts(lease: Lease, most: int) -> None:
 
 def _give_back(core: Coordinator, lease: Lease, error: Exception) -> None:
     try:
-        with core.db.transaction(ACTOR) as tx:
+        with core.db.transaction(ACTOR, "job.give_back") as tx:
             _lock_subject(tx, lease)
             text = f"{type(error).__name__}: {error}"
             if jobs.give_back(tx, lease, text, attempts=core.settings.job_attempts):

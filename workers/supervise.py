@@ -112,7 +112,7 @@ class Watchdog:
             seconds = core.settings.watchdog
             if alive < seconds:
                 return False
-            with core.db.transaction("watchdog") as tx:
+            with core.db.transaction("watchdog", "watchdog.look") as tx:
                 job = jobs.stalled(tx, seconds=seconds)
             return job is not None and core.bell.answers()
         finally:

@@ -25,14 +25,14 @@ def sweep(core: Coordinator) -> None:
     with core.db.singleton(SWEEPER) as mine:
         if not mine:
             return
-        with core.db.transaction(ACTOR) as tx:
+        with core.db.transaction(ACTOR, "sweep.look") as tx:
             gathering, evaluating = rounds.overdue(tx)
             forgotten = jobs.overdue(tx, grace=GRACE, limit=1000)
         for round_id in gathering:
-            with core.db.transaction(ACTOR) as tx:
+            with core.db.transaction(ACTOR, "sweep.tick") as tx:
                 rounds.tick(tx, round_id)
         for run_id in evaluating:
-            with core.db.transaction(ACTOR) as tx:
+            with core.db.transaction(ACTOR, "sweep.finish_evaluation") as tx:
                 rounds.finish_evaluation(tx, run_id)
         for job_id in forgotten:
             core.bell.ring(job_id)

@@ -93,12 +93,12 @@ class Project:
 
     def caller(self, role: str) -> Caller:
         pepper = self.core.settings.pepper
-        with self.core.db.transaction("test") as tx:
+        with self.core.db.transaction("test", "test") as tx:
             return Caller(self.api, tenants.issue_key(tx, pepper, project=self.id, role=role))
 
     def sql(self, query: str, **values: Any) -> list[Any]:
         """What the database says; ``:project`` is this project."""
-        with self.core.db.transaction("test") as tx:
+        with self.core.db.transaction("test", "test") as tx:
             result = tx.session.execute(text(query), {"project": self.id, **values})
             return list(result) if result.returns_rows else []
 
@@ -120,7 +120,7 @@ class Client(Caller):
 
 
 def make_project(core: Coordinator, api: TestClient) -> Project:
-    with core.db.transaction("test") as tx:
+    with core.db.transaction("test", "test") as tx:
         name = f"test-{secrets.token_hex(6)}"
         project = tenants.ensure_project(tx, organisation=name, project=name)
         key = tenants.issue_key(tx, core.settings.pepper, project=project, role="owner")
@@ -320,7 +320,7 @@ def contribute(client: Client, model: Model, *, seed: int = 0) -> Json:
 
 def due_jobs(project: Project) -> list[UUID]:
     query = select(Job.id).where(Job.project_id == project.id, Job.state == "due")
-    with project.core.db.transaction("test") as tx:
+    with project.core.db.transaction("test", "test") as tx:
         return list(tx.session.scalars(query.where(Job.run_after <= tx.now)))
 
 

@@ -200,7 +200,7 @@ def test_a_target_that_holds_something_is_refused_unless_forced(saved, served, p
 
 def test_a_database_in_use_is_refused_even_by_force(saved, place):
     core = place()
-    with core.db.transaction("somebody") as tx:
+    with core.db.transaction("somebody", "test") as tx:
         tx.session.connection()
         assert code_of(lambda: backup.restore(core, saved, force=True)) == "restore_in_use"
 

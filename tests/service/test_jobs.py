@@ -43,7 +43,7 @@ def due(project: Project) -> UUID:
 
 
 def claim(project: Project, job: UUID) -> Lease | None:
-    with project.core.db.transaction("test") as tx:
+    with project.core.db.transaction("test", "test") as tx:
         return jobs.claim(tx, job, seconds=project.core.settings.lease)
 
 
@@ -256,7 +256,7 @@ def test_the_bell_is_not_rung_again_and_again(
     project: Project, due: UUID, clock: MovableClock
 ) -> None:
     def ring() -> bool:
-        with project.core.db.transaction("test") as tx:
+        with project.core.db.transaction("test", "test") as tx:
             return due in jobs.overdue(tx, grace=2, limit=1000)
 
     assert not ring()
@@ -271,7 +271,7 @@ def test_work_that_nobody_takes_is_noticed(
 ) -> None:
     def stalled() -> bool:
         """As if this project were alone: nothing is committed."""
-        with suppress(_RollBack), project.core.db.transaction("test") as tx:
+        with suppress(_RollBack), project.core.db.transaction("test", "test") as tx:
             tx.session.execute(delete(Job).where(Job.project_id != project.id))
             found = jobs.stalled(tx, seconds=30)
             raise _RollBack

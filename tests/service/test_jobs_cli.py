@@ -87,7 +87,7 @@ def test_watch(
 ) -> None:
     """Its verdict is the exit code; what a stall is, is tested where it is decided."""
     assert command("watch", "--seconds", "1e9").exit_code == 0
-    with core.db.transaction("test") as tx:
+    with core.db.transaction("test", "test") as tx:
         due = tx.session.get_one(Job, UUID(job))
     monkeypatch.setattr(jobs, "stalled", lambda tx, seconds: due)
     found = command("watch")

@@ -6,19 +6,17 @@ import os
 import secrets
 from collections.abc import Iterator
 from dataclasses import replace
-from itertools import pairwise
 
 import psycopg
 import pytest
 from alembic import command as alembic
 from alembic.config import Config
-from sqlalchemy import create_engine, event, make_url, text
+from sqlalchemy import create_engine, make_url, text
 from sqlalchemy.pool import NullPool
 
 from app import ledger, wiring
 from app.cli import migrate
 from app.heads import StoredHeads
-from app.ledger import Sealer
 from app.ledgercheck import check_ledger
 from app.settings import AppSettings
 from app.wiring import Coordinator
@@ -174,7 +172,7 @@ def own(template: dict[str, str]) -> Iterator[Coordinator]:
 
 def grow(core: Coordinator, size: int) -> str:
     """Append and seal until there are so many entries; returns the head."""
-    with core.db.transaction("test") as tx:
+    with core.db.transaction("test", "test") as tx:
         for number in range(ledger.sealed_size(tx), size):
             ledger.append(tx, "test.done", f"test:{number}", project=None, body={"n": number})
     sweep.seal(core)
@@ -182,7 +180,7 @@ def grow(core: Coordinator, size: int) -> str:
 
 
 def newest(core: Coordinator) -> str:
-    with core.db.transaction("test") as tx:
+    with core.db.transaction("test", "test") as tx:
         head = ledger.newest_checkpoint(tx)
         assert head is not None
         return head.text
@@ -209,7 +207,7 @@ def test_every_head_is_stored_and_proven_from_every_other(own: Coordinator) -> N
                 continue
             before = audit.verify_checkpoint(old, own.sealer.public_key)
             after = audit.verify_checkpoint(new, own.sealer.public_key)
-            with own.db.transaction("test") as tx:
+            with own.db.transaction("test", "test") as tx:
                 proof = ledger.prove_consistency(tx, first=first, second=second)
             audit.verify_consistency(
                 [bytes.fromhex(h) for h in proof.hashes],
@@ -372,13 +370,13 @@ def test_a_database_behind_its_stored_head_is_not_sealed(
 ) -> None:
     as_owner(*TAMPERED[what])
     core = restarted(own) if fresh else own
-    with core.db.transaction("test") as tx:
+    with core.db.transaction("test", "test") as tx:
         before = ledger.sealed_size(tx)
         ledger.append(tx, "test.done", "test:new", project=None)
     with pytest.raises(LedgerError) as caught:
         sweep.seal(core)
     assert caught.value.code == "ledger_rolled_back"
-    with core.db.transaction("test") as tx:
+    with core.db.transaction("test", "test") as tx:
         assert ledger.sealed_size(tx) == before
 
 
@@ -388,7 +386,7 @@ def test_a_ledger_that_was_written_anew_is_not_sealed(own: Coordinator) -> None:
     forger = restarted(own)
     forger = replace(forger, heads=StoredHeads(own.storage, "elsewhere"))
     grow(forger, 250)
-    with own.db.transaction("test") as tx:
+    with own.db.transaction("test", "test") as tx:
         ledger.append(tx, "test.done", "test:new", project=None)
     with pytest.raises(LedgerError) as caught:
         sweep.seal(restarted(own))
@@ -398,7 +396,7 @@ def test_a_ledger_that_was_written_anew_is_not_sealed(own: Coordinator) -> None:
 
 def test_a_head_that_was_not_stored_is_stored_by_the_next_round(own: Coordinator) -> None:
     """The crash between the commit and the object store."""
-    with own.db.transaction("test") as tx:
+    with own.db.transaction("test", "test") as tx:
         ledger.append(tx, "test.done", "test:new", project=None)
         own.sealer.seal(tx)
     core = restarted(own)
@@ -410,7 +408,7 @@ def test_a_head_that_was_not_stored_is_stored_by_the_next_round(own: Coordinator
 
 
 def test_an_entry_that_commits_late_is_sealed(own: Coordinator) -> None:
-    with own.db.transaction("late") as late:
+    with own.db.transaction("late", "test") as late:
         ledger.append(late, "test.late", "test:late", project=None)
         late.session.flush()
         grow(own, 210)
@@ -430,75 +428,3 @@ def test_what_is_sealed_survives_the_way_down_and_up(own: Coordinator) -> None:
     assert check_ledger(own).findings == ()
     grow(own, 260)
     assert check_ledger(own).findings == ()
-
-
-# --- another key ---------------------------------------------------------------------------------
-
-
-def with_key(core: Coordinator, seed: bytes) -> Coordinator:
-    """The same service with another LEDGER_KEY."""
-    return replace(restarted(core), sealer=Sealer(seed, core.settings.ledger_origin))
-
-
-def rotate(core: Coordinator, *, old: bytes, new: bytes) -> str:
-    with core.db.transaction("test") as tx:
-        return ledger.rotate(tx, old=old, new=new, origin=core.settings.ledger_origin)
-
-
-def test_a_key_is_changed_and_everybody_can_follow(own: Coordinator) -> None:
-    seeds = [own.settings.ledger_seed, bytes(32), bytes([1]) * 32]
-    heads = [newest(own)]
-    for old, new in pairwise(seeds):
-        core = with_key(own, new)
-        with core.db.transaction("test") as tx:
-            ledger.append(tx, "test.done", "test:new", project=None)
-        with pytest.raises(LedgerError) as caught:
-            sweep.seal(core)  # nothing is signed with a key that the ledger does not know
-        assert caught.value.code == "ledger_key_unknown"
-        assert newest(core) == heads[-1]
-        assert rotate(core, old=old, new=new) == core.sealer.public_key
-        assert rotate(core, old=old, new=new) == core.sealer.public_key, "repeating is harmless"
-        sweep.seal(core)
-        heads.append(newest(core))
-        assert check_ledger(core).findings == ()
-    with core.db.transaction("test") as tx:
-        ledger.append(tx, "test.done", "test:new", project=None)
-        statements = [body["statement"] for body in ledger.rotations(tx)]
-    keys = audit.follow_keys(own.sealer.public_key, statements)
-    assert keys == [with_key(own, seed).sealer.public_key for seed in seeds]
-    for head, key in zip(heads, keys, strict=True):
-        audit.verify_checkpoint(head, key)
-    with pytest.raises(LedgerError):
-        sweep.seal(restarted(own))  # a worker that still has the first key
-    with pytest.raises(LedgerError):
-        rotate(own, old=seeds[0], new=bytes([9]) * 32)
-
-
-def test_an_export_follows_the_change_of_key(own: Coordinator) -> None:
-    before = newest(own)
-    rotate(own, old=own.settings.ledger_seed, new=bytes(32))
-    core = with_key(own, bytes(32))
-    sweep.seal(core)
-    with core.db.transaction("test") as tx:
-        rows = list(ledger.sealed_entries(tx, start=0, limit=1000))
-        shown = [(seal.seq, seal.leaf, ledger.document(seal.seq, entry)) for seal, entry in rows]
-    head = {"checkpoint": newest(core), "public_key": core.sealer.public_key}
-    lines = [audit.export_line(*row) for row in shown] + [audit.canonical_json(head).decode()]
-    for key in (own.sealer.public_key, core.sealer.public_key, None):
-        report = audit.verify_export(lines, public_key=key, heads=[before])
-        assert report.public_key == core.sealer.public_key
-    stranger = Sealer(bytes([7]) * 32, own.settings.ledger_origin).public_key
-    with pytest.raises(LedgerError, match="not by"):
-        audit.verify_export(lines, public_key=stranger)
-
-
-# --- how long ------------------------------------------------------------------------------------
-
-
-def test_a_proof_is_two_queries(own: Coordinator) -> None:
-    queries: list[str] = []
-    engine = own.db._engine
-    event.listen(engine, "before_cursor_execute", lambda *args: queries.append(args[2]))
-    with own.db.transaction("test") as tx:
-        ledger.prove_consistency(tx, first=77, second=200)
-    assert len(queries) == 2

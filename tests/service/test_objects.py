@@ -67,7 +67,7 @@ def test_an_object_of_another_size_is_missing(published):
 
 
 def test_a_claim_that_no_row_names_is_neither(published):
-    with published.core.db.transaction("test") as tx:
+    with published.core.db.transaction("test", "test") as tx:
         objects.claim(tx, f"accepted/{published.id}/x", project=published.id, size=1)
     assert problems(published) == ([], {})
 
@@ -76,7 +76,7 @@ class TestClaims:
     @pytest.fixture
     def key(self, project):
         key = f"accepted/{project.id}/{uuid4().hex}"
-        with project.core.db.transaction("test") as tx:
+        with project.core.db.transaction("test", "test") as tx:
             objects.claim(tx, key, project=project.id, size=5)
         return key
 
@@ -89,12 +89,12 @@ class TestClaims:
         )
 
     def test_what_is_claimed_can_be_kept(self, project, key):
-        with project.core.db.transaction("test") as tx:
+        with project.core.db.transaction("test", "test") as tx:
             objects.keep(tx, key)
 
     def test_claiming_again_renews(self, project, key, clock):
         clock.advance(60)
-        with project.core.db.transaction("test") as tx:
+        with project.core.db.transaction("test", "test") as tx:
             objects.claim(tx, key, project=project.id, size=6)
         ((size, fresh),) = project.sql(
             "SELECT size, claimed_at > now() + interval '30 s' FROM objects WHERE key = :key",
@@ -105,7 +105,7 @@ class TestClaims:
     def test_what_was_never_claimed_cannot_be_kept(self, project):
         with (
             pytest.raises(Unavailable, match="write it again"),
-            project.core.db.transaction("test") as tx,
+            project.core.db.transaction("test", "test") as tx,
         ):
             objects.keep(tx, "accepted/unknown")
 
@@ -117,15 +117,15 @@ class TestClaims:
         ):
             with (
                 pytest.raises(Unavailable) as refusal,
-                project.core.db.transaction("test") as tx,
+                project.core.db.transaction("test", "test") as tx,
             ):
                 use(tx)
             assert refusal.value.code == "object_doomed"
 
     def test_after_its_deletion_it_must_be_claimed_anew(self, project, key):
         self.doom(project, key, deleted=True)
-        with pytest.raises(Unavailable), project.core.db.transaction("test") as tx:
+        with pytest.raises(Unavailable), project.core.db.transaction("test", "test") as tx:
             objects.keep(tx, key)
-        with project.core.db.transaction("test") as tx:
+        with project.core.db.transaction("test", "test") as tx:
             objects.claim(tx, key, project=project.id, size=5)
             objects.keep(tx, key)

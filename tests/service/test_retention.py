@@ -177,7 +177,7 @@ def test_old_answers_and_evaluations_go(project, clock):
 
 def begin(campaign, **settings):
     """The first step of a collection, after which its process dies."""
-    with campaign.core.db.transaction("test") as tx:
+    with campaign.core.db.transaction("test", "test") as tx:
         deletion, _ = retention._begin(
             tx, eager(campaign.core, **settings).settings, [], limit=None
         )

@@ -268,7 +268,7 @@ def test_a_policy_that_keeps_everything_personal_publishes_the_base_again(projec
 
 def test_nothing_is_left_in_staging_or_partials(finished: Campaign) -> None:
     core = finished.project.core
-    with core.db.transaction("test") as tx:
+    with core.db.transaction("test", "test") as tx:
         rounds = tx.session.scalars(select(Round.id).where(Round.run_id == finished.run["id"]))
         left = [key for r in rounds for key in core.storage.keys(f"partials/{r}/")]
     assert left == []

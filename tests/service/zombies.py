@@ -152,7 +152,9 @@ def _take_over(case: Haunted, job: UUID) -> bool:
         if row.attempts == before and row.state == "leased":
             time.sleep(LEASE / 20)
         elif row.state == "done":
-            return bool(before)  # if it had not claimed the job yet, it was no zombie
+            # It may not have been claimed yet when the other one froze: then it is the zombie
+            # whose claim must find nothing.
+            return True
 
 
 def _ended(case: Haunted) -> set[UUID]:

@@ -18,11 +18,11 @@ import subprocess
 import sys
 import time
 import traceback
-from contextlib import suppress
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
 
+from app.localprocess import end, search
 from app.localstack import LocalStack
 
 from .proofs import FORMS, Figures, Json, Proof, Room, all_proofs
@@ -33,10 +33,13 @@ WORK = ROOT / ".soak"
 RESULTS = ROOT / "docs" / "soak-results.jsonl"
 PAGE = ROOT / "docs" / "RELIABILITY.md"
 FAILED = 1
+MARK = "FEDSELECT_SOAK_ROOM"  # set for a proof and, through it, for all that it starts
 
 
 def main() -> int:
     options = _options()
+    # Whoever is told to stop (a CI time-out) must end what it started, as after Ctrl-C.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     proofs = {each.name: each for each in all_proofs()}
     if options.alone:
         return _alone(proofs[options.alone], options.form, options.seed)
@@ -76,6 +79,7 @@ def _run(proof: Proof, form: str, seed: int, results: Path) -> bool:
             cwd=ROOT,
             stdout=log,
             stderr=subprocess.STDOUT,
+            env={**os.environ, MARK: str(folder)},
             start_new_session=True,
         )
         try:
@@ -83,10 +87,9 @@ def _run(proof: Proof, form: str, seed: int, results: Path) -> bool:
         except subprocess.TimeoutExpired:
             _say(f"{proof.name}: ended after {proof.limit(form):.0f} s")
         finally:
-            with suppress(ProcessLookupError):
-                os.killpg(child.pid, signal.SIGKILL)
+            child.kill()
             child.wait()
-            _end_stacks(folder)
+            _end_all(folder)
     figures = _figures(folder, child.returncode)
     line = _line(proof, form, seed, time.monotonic() - started) | asdict(figures)
     with results.open("a") as file:
@@ -122,14 +125,16 @@ def _folder(proof: Proof) -> Path:
     return WORK / proof.name
 
 
-def _end_stacks(folder: Path) -> None:
-    """End what a proof started: its local stacks are the folders with a ``state.json``."""
+def _end_all(folder: Path) -> None:
+    """End what a proof started: its processes inherit our mark, its stacks note their servers."""
+    for process in search(lambda each: bool(each.environ().get(MARK) == str(folder))):
+        end(process)
     for state in folder.rglob("state.json"):
         LocalStack(state.parent, given={}).down()
 
 
 def _clear(folder: Path) -> None:
-    _end_stacks(folder)
+    _end_all(folder)
     shutil.rmtree(folder, ignore_errors=True)
 
 

@@ -88,7 +88,7 @@ class Site:
     history: History
     upload: Upload
     _client: AsyncClient | None = None
-    _step: asyncio.Task[None] | None = None
+    _step: asyncio.Task[bool] | None = None
 
     @property
     def client(self) -> AsyncClient:
@@ -96,25 +96,31 @@ class Site:
             self._client = self.stack.async_client(self.key, tries=6)
         return self._client
 
-    async def take_part(self, is_over: Callable[[], bool]) -> None:
-        """Deliver an update, whatever happens on the way; give up when the round is over."""
+    async def take_part(self, is_over: Callable[[], bool], *, insist: bool) -> None:
+        """Do what there is to do, whatever happens on the way; give up when the round is over.
+
+        ``insist``: there must be work, so ask again if there is none.
+        """
         while not is_over():
             self._step = asyncio.create_task(self._attempt())
             await asyncio.wait({self._step})
             error = None if self._step.cancelled() else self._step.exception()
             if error is not None and not isinstance(error, ServiceError):
                 raise error
-            if error is None and not self._step.cancelled():
+            if not self._step.cancelled() and error is None and (self._step.result() or not insist):
                 return
-            await asyncio.sleep(0.05)
+            await asyncio.sleep(0.1)
 
-    async def _attempt(self) -> None:
+    async def _attempt(self) -> bool:
+        """One assignment from beginning to end; False if there is none."""
         work = (await self.client.check_in()).assignment
-        if work is None:
-            return
-        if work.kind == "evaluate":
+        if work is not None and work.kind == "evaluate":
             await self.client.evaluate(work.id, REPORT)
-            return
+        elif work is not None:
+            await self.deliver(work)
+        return work is not None
+
+    async def deliver(self, work: Assignment) -> None:
         data = self.upload(self, work)
         reserving = self.client.reserve_update(work.id, announce(data))
         ticket = await self._noted(work, "reserve", reserving)
@@ -332,7 +338,8 @@ async def _take_part(campaign: Campaign, round_id: UUID | None) -> None:
     over = asyncio.Event()
     watch = asyncio.create_task(_note_the_end(campaign, round_id, over))
     try:
-        await asyncio.gather(*(site.take_part(over.is_set) for site in campaign.sites))
+        insist = round_id is not None
+        await asyncio.gather(*(s.take_part(over.is_set, insist=insist) for s in campaign.sites))
     finally:
         watch.cancel()
 

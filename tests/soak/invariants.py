@@ -12,6 +12,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from app.ledgercheck import check_ledger
 from app.objects import check_objects
 from fedselect import Mask, wire
 from fedselect.protocol import Manifest
@@ -127,6 +128,7 @@ def wrong_rows(stack: Stack) -> list[str]:
 def broken(stack: Stack) -> list[str]:
     """Every violation of an invariant, in words."""
     found = [*wrong_rows(stack), *_versions(stack)]
+    found += [f"I7, I8 {text}" for text in check_ledger(stack.core).findings]
     objects = check_objects(stack.core)
     found += [f"I11 no row knows {key}" for key in objects.strays]
     found += [f"I11 {key}: {why}" for key, why in objects.missing]

@@ -29,7 +29,7 @@ from fedselect.client import AsyncClient, Client, Retries
 
 SERVICES = ("postgres", "redis", "s3", "coordinator", "worker", "scheduler")
 GLANCE = 0.2  # seconds between two looks of the watchman
-PATIENT = {"tries": 60, "first": 0.1, "longest": 1.0}  # outlasts any restart
+PATIENT = {"tries": 60, "first": 0.1, "longest": 1.0, "obeyed": 1.0}  # outlasts any restart
 
 
 class Stack:

@@ -15,7 +15,7 @@ from fedselect.client import announce
 from fedselect.protocol import Assignment
 
 from . import invariants
-from .fleet import REPORT, Campaign, Site, flat_space, found, plain_settings, play, settle
+from .fleet import Campaign, Site, flat_space, found, plain_settings, play, settle
 from .proofs import Figures, Room, proof
 from .stack import Stack
 
@@ -71,20 +71,14 @@ class Straggler(Site):
     seed: int = 0
     did: dict[UUID, str] | None = None
 
-    async def _attempt(self) -> None:
-        work = (await self.client.check_in()).assignment
-        if work is None:
-            return
-        if work.kind == "evaluate":
-            await self.client.evaluate(work.id, REPORT)
-            return
+    async def deliver(self, work: Assignment) -> None:
         assert self.did is not None
         rng = Random(f"{self.seed}/{self.index}/{work.round}/{work.attempt}/{len(self.did)}")
         habit = rng.choices(list(HABITS), list(HABITS.values()))[0]
         self.did[work.id] = habit
-        await self._deliver(work, habit, rng)
+        await self._behave(work, habit, rng)
 
-    async def _deliver(self, work: Assignment, habit: str, rng: Random) -> None:
+    async def _behave(self, work: Assignment, habit: str, rng: Random) -> None:
         data = self.upload(self, work)
         if habit == "corrupt":
             data = corrupt(data, rng)
