@@ -192,14 +192,14 @@ def verify_export(
     for line in lines:
         export.take(line)
     head, tree = export.end(), export.tree
-    first = export.first_key or head["public_key"]
-    keys = follow_keys(first if public_key is None else public_key, export.statements)
+    every = follow_keys(export.first_key or head["public_key"], export.statements)
+    keys = every if public_key is None else follow_keys(public_key, export.statements)
     if head["public_key"] not in keys:
         raise LedgerError(f"signed by {head['public_key'][:200]!r}, not by {keys[-1]!r}")
     checkpoint = verify_checkpoint(head["checkpoint"], head["public_key"])
     _check_head(tree, checkpoint)
-    for text in heads:
-        _check_kept(_verified(text, keys), export)
+    for text in heads:  # they may be older than the key that is trusted now
+        _check_kept(_verified(text, every if keys[0] in every else keys), export)
     return ExportReport(
         entries=tree.size,
         withheld=export.withheld,

@@ -6,17 +6,19 @@ import os
 import secrets
 from collections.abc import Iterator
 from dataclasses import replace
+from itertools import pairwise
 
 import psycopg
 import pytest
 from alembic import command as alembic
 from alembic.config import Config
-from sqlalchemy import create_engine, make_url, text
+from sqlalchemy import create_engine, event, make_url, text
 from sqlalchemy.pool import NullPool
 
 from app import ledger, wiring
 from app.cli import migrate
 from app.heads import StoredHeads
+from app.ledger import Sealer
 from app.ledgercheck import check_ledger
 from app.settings import AppSettings
 from app.wiring import Coordinator
@@ -428,3 +430,75 @@ def test_what_is_sealed_survives_the_way_down_and_up(own: Coordinator) -> None:
     assert check_ledger(own).findings == ()
     grow(own, 260)
     assert check_ledger(own).findings == ()
+
+
+# --- another key ---------------------------------------------------------------------------------
+
+
+def with_key(core: Coordinator, seed: bytes) -> Coordinator:
+    """The same service with another LEDGER_KEY."""
+    return replace(restarted(core), sealer=Sealer(seed, core.settings.ledger_origin))
+
+
+def rotate(core: Coordinator, *, old: bytes, new: bytes) -> str:
+    with core.db.transaction("test", "test") as tx:
+        return ledger.rotate(tx, old=old, new=new, origin=core.settings.ledger_origin)
+
+
+def test_a_key_is_changed_and_everybody_can_follow(own: Coordinator) -> None:
+    seeds = [own.settings.ledger_seed, bytes(32), bytes([1]) * 32]
+    heads = [newest(own)]
+    for old, new in pairwise(seeds):
+        core = with_key(own, new)
+        with core.db.transaction("test", "test") as tx:
+            ledger.append(tx, "test.done", "test:new", project=None)
+        with pytest.raises(LedgerError) as caught:
+            sweep.seal(core)  # nothing is signed with a key that the ledger does not know
+        assert caught.value.code == "ledger_key_unknown"
+        assert newest(core) == heads[-1]
+        assert rotate(core, old=old, new=new) == core.sealer.public_key
+        assert rotate(core, old=old, new=new) == core.sealer.public_key, "repeating is harmless"
+        sweep.seal(core)
+        heads.append(newest(core))
+        assert check_ledger(core).findings == ()
+    with core.db.transaction("test", "test") as tx:
+        ledger.append(tx, "test.done", "test:new", project=None)
+        statements = [body["statement"] for body in ledger.rotations(tx)]
+    keys = audit.follow_keys(own.sealer.public_key, statements)
+    assert keys == [with_key(own, seed).sealer.public_key for seed in seeds]
+    for head, key in zip(heads, keys, strict=True):
+        audit.verify_checkpoint(head, key)
+    with pytest.raises(LedgerError):
+        sweep.seal(restarted(own))  # a worker that still has the first key
+    with pytest.raises(LedgerError):
+        rotate(own, old=seeds[0], new=bytes([9]) * 32)
+
+
+def test_an_export_follows_the_change_of_key(own: Coordinator) -> None:
+    before = newest(own)
+    rotate(own, old=own.settings.ledger_seed, new=bytes(32))
+    core = with_key(own, bytes(32))
+    sweep.seal(core)
+    with core.db.transaction("test", "test") as tx:
+        rows = list(ledger.sealed_entries(tx, start=0, limit=1000))
+        shown = [(seal.seq, seal.leaf, ledger.document(seal.seq, entry)) for seal, entry in rows]
+    head = {"checkpoint": newest(core), "public_key": core.sealer.public_key}
+    lines = [audit.export_line(*row) for row in shown] + [audit.canonical_json(head).decode()]
+    for key in (own.sealer.public_key, core.sealer.public_key, None):
+        report = audit.verify_export(lines, public_key=key, heads=[before])
+        assert report.public_key == core.sealer.public_key
+    stranger = Sealer(bytes([7]) * 32, own.settings.ledger_origin).public_key
+    with pytest.raises(LedgerError, match="not by"):
+        audit.verify_export(lines, public_key=stranger)
+
+
+# --- how long ------------------------------------------------------------------------------------
+
+
+def test_a_proof_is_two_queries(own: Coordinator) -> None:
+    queries: list[str] = []
+    engine = own.db._engine
+    event.listen(engine, "before_cursor_execute", lambda *args: queries.append(args[2]))
+    with own.db.transaction("test", "test") as tx:
+        ledger.prove_consistency(tx, first=77, second=200)
+    assert len(queries) == 2

@@ -152,9 +152,7 @@ def _take_over(case: Haunted, job: UUID) -> bool:
         if row.attempts == before and row.state == "leased":
             time.sleep(LEASE / 20)
         elif row.state == "done":
-            # It may not have been claimed yet when the other one froze: then it is the zombie
-            # whose claim must find nothing.
-            return True
+            return bool(before)  # if it had not claimed the job yet, it was no zombie
 
 
 def _ended(case: Haunted) -> set[UUID]:
