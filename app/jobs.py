@@ -1,7 +1,8 @@
 """Jobs as rows, and the doorbell that tells a worker to look.
 
 Owns enqueueing, leases, attempts and the Celery client (sending by name). A lost message loses
-nothing, a repeated one changes nothing. Must not know what a job does.
+nothing, a repeated one changes nothing. Who may take a job and who holds it is decided in
+``fedselect.leases``. Must not know what a job does.
 """
 
 from __future__ import annotations
@@ -19,9 +20,9 @@ from sqlalchemy import ColumnElement, func, or_, select, update
 from app.db import Tx
 from app.errors import Refusal
 from app.tables import Job
+from fedselect import leases
 
 RUN_JOB = "fedselect.run_job"
-RETRY_AFTER = 2.0  # seconds, doubled with every attempt
 RING_AGAIN = 5.0  # seconds between two rings for the same job
 # A handler calls it while it works: it renews the lease now and then, and raises LeaseLost when
 # another worker has the job. Calling it often costs nothing.
@@ -119,16 +120,16 @@ def enqueue(tx: Tx, kind: str, subject: UUID, *, project: UUID, part: int = 0) -
 
 def claim(tx: Tx, job_id: UUID, *, seconds: float) -> Lease | None:
     """Take a due job, or one whose lease has run out; None if somebody else has it."""
-    due = (Job.state == "due") & (Job.run_after <= tx.now)
-    orphaned = (Job.state == "leased") & (Job.lease_until < tx.now)
-    query = select(Job).where(Job.id == job_id, or_(due, orphaned))
-    job = tx.session.scalars(query.with_for_update(skip_locked=True)).first()
-    if job is None:
+    query = select(Job).where(Job.id == job_id).with_for_update(skip_locked=True)
+    job = tx.session.scalars(query).first()
+    if job is None or not leases.claimable(
+        job.state, run_after=job.run_after, lease_until=job.lease_until, now=tx.now
+    ):
         return None
-    job.state, job.lease_token = "leased", uuid4()
-    job.lease_until = tx.now + timedelta(seconds=seconds)
-    job.lease_epoch += 1
-    job.attempts += 1
+    until = tx.now + timedelta(seconds=seconds)
+    hold = leases.claim(job.lease_epoch, job.attempts, token=uuid4(), until=until)
+    job.state, job.lease_token, job.lease_epoch = "leased", hold.token, hold.epoch
+    job.attempts, job.lease_until = hold.attempt, hold.until
     place = (job.project_id, job.kind, job.subject_id, job.part)
     return Lease(job.id, *place, job.lease_token, job.lease_epoch, job.attempts)
 
@@ -156,11 +157,11 @@ def give_back(tx: Tx, lease: Lease, error: str, *, attempts: int) -> bool:
     """Return a job after an error; True if that was its last attempt and it has failed."""
     job = _held(tx, lease)
     job.error, job.lease_until = error[:500], None
-    if lease.attempt >= attempts:
+    again = leases.after_error(lease.attempt, attempts=attempts, now=tx.now)
+    if again is None:
         job.state, job.finished_at = "failed", tx.now
         return True
-    job.state = "due"
-    job.run_after = tx.now + timedelta(seconds=RETRY_AFTER * 2 ** (lease.attempt - 1))
+    job.state, job.run_after = "due", again
     return False
 
 
@@ -231,7 +232,7 @@ def drop(tx: Tx, subject: UUID) -> None:
 
 def _held(tx: Tx, lease: Lease) -> Job:
     job = tx.session.scalars(select(Job).where(Job.id == lease.job_id).with_for_update()).one()
-    mine = (job.lease_token, job.lease_epoch) == (lease.token, lease.epoch)
-    if job.state != "leased" or not mine:
+    present = (job.lease_token, job.lease_epoch)
+    if not leases.held(job.state, present, (lease.token, lease.epoch)):
         raise LeaseLost(f"job {lease.job_id} is held by another worker")
     return job
