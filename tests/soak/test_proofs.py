@@ -33,6 +33,7 @@ def test_nothing_is_lost_or_double_under_a_few_kills(room):
 
 
 def test_dying_at_some_failpoints_does_no_harm(room):
+    # It also holds the list of points in docs/RELIABILITY.md to what a whole round passes.
     numbers = holds(failpoints(room, times=1, at_once=6, most=6))
     assert numbers["crashes"] == 6
 
