@@ -14,7 +14,7 @@ from uuid import UUID
 
 import numpy as np
 
-from app import ledger, manifests, objects, rounds
+from app import jobs, ledger, manifests, objects, rounds
 from app.db import Tx
 from app.jobs import Lease, LeaseLost, Progress
 from app.storage import Storage
@@ -33,6 +33,7 @@ ACTOR = "worker"
 def aggregate_part(core: Coordinator, lease: Lease, progress: Progress) -> None:
     """Aggregate one shard and store it; the last shard makes publishing due."""
     with core.db.transaction(ACTOR, "aggregate.begin") as tx:
+        jobs.renew(tx, lease, seconds=core.settings.lease)  # a zombie announces nothing
         manifest = manifests.load(tx, lease.subject_id)
         _note(tx, lease, "aggregation.begun", manifest=manifests.digest(tx, lease.subject_id))
     start = lease.part * manifest.shard
@@ -65,6 +66,7 @@ def _clear_away(core: Coordinator, lease: Lease, key: str) -> None:
 def publish(core: Coordinator, lease: Lease, progress: Progress) -> None:
     """Join the shards to a version file, store it, and publish it under the lease."""
     with core.db.transaction(ACTOR, "publish.begin") as tx:
+        jobs.renew(tx, lease, seconds=core.settings.lease)  # a zombie announces nothing
         manifest = manifests.load(tx, lease.subject_id)
         current = tx.session.get_one(Round, lease.subject_id)
         # With the attempt: a zombie of a cancelled one must not reach its successor's file.
