@@ -281,10 +281,10 @@ GROUP BY round_id, client_id HAVING count(*) > 1
 """
 
 
-def play(case: type[RuleBasedStateMachine], **more: Any) -> None:
+def play(case: type[RuleBasedStateMachine], examples: int = EXAMPLES, **more: Any) -> None:
     test = case.TestCase()  # type: ignore[attr-defined]
     test.settings = settings(
-        max_examples=EXAMPLES,
+        max_examples=examples,
         stateful_step_count=24,
         deadline=None,
         database=None,
@@ -310,4 +310,4 @@ def test_a_service_with_a_wrong_rule_is_seen(
 
     monkeypatch.setattr(rounds, "after_round", wrong)
     with pytest.raises(AssertionError):
-        play(machine(core, api, clock), phases=[Phase.generate], print_blob=False)
+        play(machine(core, api, clock), 50, phases=[Phase.generate], print_blob=False)
