@@ -4,7 +4,7 @@ BIN := .venv/bin
 TASK ?= watch
 READY := .venv/.ready
 
-.PHONY: install demo test soak check format constraints clean
+.PHONY: install demo test soak check bench format constraints clean
 .DELETE_ON_ERROR:
 
 install: $(READY)
@@ -30,6 +30,9 @@ check: $(READY)  ## style, types, architecture
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/python -m pytest -q -p no:xdist tests/test_architecture.py
+
+bench: $(READY)  ## speed, as ratios against named references; QUICK=1 for small sizes
+	$(BIN)/python -m bench $(if $(QUICK),--quick)
 
 format: $(READY)
 	$(BIN)/ruff check --fix .

@@ -13,7 +13,7 @@ import numpy as np
 
 from fedselect.errors import MaskError
 from fedselect.kernels import LANES, Part, Sums, add_group, divide
-from fedselect.masks import BLOCK, ByteVector, Mask
+from fedselect.masks import BLOCK, ByteVector, Mask, packed_size
 from fedselect.protocol import GROUP as GROUP
 from fedselect.protocol import SHARD as SHARD
 from fedselect.space import FloatVector
@@ -69,6 +69,8 @@ class Accumulator:
             MaskError: the number of values is not the number of shared bits.
         """
         size = self._sums.total.size
+        if packed.size != packed_size(size):
+            raise MaskError(f"{packed.size} mask bytes for {size} elements")
         shared = size - int(np.bitwise_count(packed).sum(dtype=np.int64))
         if values.size != shared:
             raise MaskError(f"{values.size} values for {shared} shared elements")
@@ -77,12 +79,18 @@ class Accumulator:
         if len(self._group) == GROUP:
             self._fold()
 
-    def finish(self, base: FloatVector, k: int) -> FloatVector:
-        """The new values of the range; elements with fewer than ``k`` sharers keep ``base``."""
+    def finish(self, base: FloatVector, k: int, *, out: FloatVector | None = None) -> FloatVector:
+        """The new values of the range; elements with fewer than ``k`` sharers keep ``base``.
+
+        They are written to ``out`` if that is given. The accumulator is empty again afterwards, so
+        that its memory, which the processor's cache holds by then, serves the next range.
+        """
         self._fold()
-        sums, out = self._sums, np.empty(base.size, dtype=np.float32)
+        sums = self._sums
+        out = np.empty(base.size, dtype=np.float32) if out is None else out
         weights = sums.total[:0] if sums.weights is None else sums.weights
         divide(sums.total, sums.counts, weights, np.ascontiguousarray(base, "<f4"), k, out)
+        sums.clear()
         return out
 
     def _fold(self) -> None:
@@ -92,19 +100,29 @@ class Accumulator:
 
 
 def aggregate(
-    base: FloatVector, parts: Sequence[Contribution], k: int, *, shard: int = SHARD
+    base: FloatVector,
+    parts: Sequence[Contribution],
+    k: int,
+    *,
+    shard: int = 2 * BLOCK,
+    lanes: int = LANES,
 ) -> FloatVector:
-    """The streaming form over whole vectors held in memory; equal to :func:`reference`."""
+    """The streaming form over whole vectors held in memory; equal to :func:`reference`.
+
+    ``shard`` elements are worked on at a time: few enough that their sums stay in the cache.
+    """
     out = np.empty_like(base)
     ranks = [part.mask.block_rank() for part in parts]
+    accumulator = Accumulator(min(shard, base.size), lanes=lanes)
     for start in range(0, base.size, shard):
         stop = min(start + shard, base.size)
-        accumulator = Accumulator(stop - start)
+        if stop - start < shard <= base.size:  # the last one
+            accumulator = Accumulator(stop - start, lanes=lanes)
         for part, rank in zip(parts, ranks, strict=True):
             first, last = value_range(rank, start, stop)
             packed = part.mask.packed[start // 8 : -(-stop // 8)]
             accumulator.add(packed, part.values[first:last], part.weight)
-        out[start:stop] = accumulator.finish(base[start:stop], k)
+        accumulator.finish(base[start:stop], k, out=out[start:stop])
     return out
 
 

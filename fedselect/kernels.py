@@ -55,6 +55,12 @@ class Sums:
         """Sums of nothing."""
         return cls(np.zeros(size), np.zeros(size, dtype=np.int32))
 
+    def clear(self) -> None:
+        """Make them sums of nothing again."""
+        self.total.fill(0)
+        self.counts.fill(0)
+        self.weights = None
+
 
 LANES = processor_lanes()
 
