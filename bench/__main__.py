@@ -11,9 +11,7 @@ from bench.harness import publish, table
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
-    parser.add_argument(
-        "--quick", action="store_true", help="small sizes, docs unchanged"
-    )
+    parser.add_argument("--quick", action="store_true", help="small sizes, docs unchanged")
     parser.add_argument("--results", type=Path, help="also write the raw figures, as JSON lines")
     options = parser.parse_args()
     figures = kernel.run(quick=options.quick)

@@ -161,13 +161,31 @@ def start_agent(demo: Demo, name: str, token: str) -> subprocess.Popen[bytes]:
 
 
 @contextmanager
+def undisturbed() -> Iterator[None]:
+    """Put off interrupts, so that what is started is also written down, and ended later."""
+    caught: list[int] = []
+    before = {
+        number: signal.signal(number, lambda found, _: caught.append(found))
+        for number in (signal.SIGINT, signal.SIGTERM)
+    }
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        if caught:
+            raise KeyboardInterrupt
+
+
+@contextmanager
 def agents(demo: Demo) -> Iterator[dict[str, subprocess.Popen[bytes]]]:
     """One agent process per site, ended with the block."""
     tokens = demo.admin.create_enrolments(len(demo.sites)).tokens
     processes: dict[str, subprocess.Popen[bytes]] = {}
     try:
         for name, token in zip(demo.sites, tokens, strict=True):
-            processes[name] = start_agent(demo, name, token)
+            with undisturbed():
+                processes[name] = start_agent(demo, name, token)
         yield processes
     finally:
         end_agents(processes.values())
@@ -186,12 +204,22 @@ def end_agents(processes: Iterable[subprocess.Popen[bytes]]) -> None:
             process.wait()
 
 
-def start_baseline(demo: Demo) -> subprocess.Popen[str]:
+@contextmanager
+def baseline(demo: Demo) -> Iterator[subprocess.Popen[str]]:
     """FedAvg + fine-tuning with the same steps, simulated beside the run, for the comparison."""
     command = ["nice", FEDSELECT, "simulate", "--json"]
     command += ["--task", demo.task, "--preset", "fedavg", *demo.data]
     command += ["--rounds", str(demo.rounds), "--steps", str(STEPS)]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+    streams = {"stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
+    started: list[subprocess.Popen[str]] = []
+    try:
+        with undisturbed():
+            started.append(subprocess.Popen(command, **streams, text=True))
+        yield started[0]
+    finally:
+        for process in started:
+            process.kill()
+            process.wait()
 
 
 # --- the run -----------------------------------------------------------------------------------
@@ -319,16 +347,13 @@ def run_demo(demo: Demo) -> bool:
     run = register_model(demo)
     for warning in run.warnings:
         console.print(f"note: {warning}")
-    baseline = start_baseline(demo)
     begun = time.monotonic()
-    try:
+    with baseline(demo) as simulation:
         with agents(demo) as processes:
             run = demo.admin.start_run(run.id)
             run = follow(demo, run, processes)
         seconds = time.monotonic() - begun
-        tuned = json.loads(baseline.communicate(timeout=600)[0] or "{}").get("clients", {})
-    finally:
-        baseline.kill()
+        tuned = json.loads(simulation.communicate(timeout=600)[0] or "{}").get("clients", {})
     evaluations = sorted(demo.admin.evaluations(run.id), key=lambda found: found.client_name)
     agreeing, entries = check_versions(demo, run), check_ledger(demo, run)
     if evaluations:

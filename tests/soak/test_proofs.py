@@ -60,7 +60,11 @@ def test_the_table_prefers_the_newest_full_result():
     base = {"proof": proof.name, "date": "d", "commit": "c", "seed": 1, "machine": "m"}
     results = [
         {**base, "form": form, "met": met, "measured": text, "seconds": 1.0}
-        for form, met, text in [("full", False, "old"), ("full", True, "a|b"), ("quick", True, "q")]
+        for form, met, text in [
+            ("full", False, "outdated"),
+            ("full", True, "a|b"),
+            ("quick", True, "q"),
+        ]
     ]
     page = report.render(
         f"before\n{report.BEGIN}\nold table\n{report.END}\nafter", [proof], results
@@ -68,6 +72,7 @@ def test_the_table_prefers_the_newest_full_result():
     assert page.startswith("before\n")
     assert page.endswith("\nafter")
     assert "| a/b | met |" in page
-    assert "old" not in page
+    assert "outdated" not in page
+    assert "old table" not in page
     with pytest.raises(ValueError, match="marks"):
         report.render("no marks", [proof], results)
