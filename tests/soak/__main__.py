@@ -18,8 +18,10 @@ import subprocess
 import sys
 import time
 import traceback
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from datetime import UTC, datetime
+from functools import cache
 from pathlib import Path
 
 from app.localprocess import end, search
@@ -46,7 +48,8 @@ def main() -> int:
     if options.list:
         return _say("\n".join(f"{p.name:24} {p.promise}" for p in proofs.values()))
     wanted = options.only or list(proofs)
-    met = [_run(proofs[name], options.form, options.seed, options.results) for name in wanted]
+    _commit()
+    met = _run_all([proofs[name] for name in wanted], options)
     if options.results == RESULTS:
         PAGE.write_text(render(PAGE.read_text(), list(proofs.values()), _results(RESULTS)))
     return 0 if all(met) else FAILED
@@ -59,9 +62,25 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--only", action="append", metavar="NAME", help="may be repeated")
     parser.add_argument("--seed", type=int, default=secrets.randbelow(10**6))
     parser.add_argument("--results", type=Path, default=RESULTS, help="JSON lines, appended")
+    parser.add_argument("--at-once", type=int, help="side by side; default: 2 quick ones")
     parser.add_argument("--list", action="store_true")
     parser.add_argument("--alone", metavar="NAME", help=argparse.SUPPRESS)  # this very process
     return parser.parse_args()
+
+
+def _run_all(wanted: list[Proof], options: argparse.Namespace) -> list[bool]:
+    """Quick forms wait most of the time, so two go side by side; full ones measure undisturbed."""
+    at_once = options.at_once or (2 if options.form == "quick" else 1)
+    with ThreadPoolExecutor(at_once) as pool:
+        try:
+            return list(
+                pool.map(lambda p: _run(p, options.form, options.seed, options.results), wanted)
+            )
+        except KeyboardInterrupt:
+            pool.shutdown(wait=False, cancel_futures=True)
+            for proof in wanted:
+                _end_all(_folder(proof))
+            raise
 
 
 # --- one proof in a process of its own -----------------------------------------------------------
@@ -141,14 +160,19 @@ def _clear(folder: Path) -> None:
 # --- results -------------------------------------------------------------------------------------
 
 
-def _line(proof: Proof, form: str, seed: int, seconds: float) -> Json:
+@cache  # as it was at the start: our own results make the tree dirty
+def _commit() -> str:
     revision = ["git", "describe", "--always", "--dirty", "--exclude", "*"]
-    commit = subprocess.run(revision, cwd=ROOT, capture_output=True, text=True, check=False)
+    found = subprocess.run(revision, cwd=ROOT, capture_output=True, text=True, check=False)
+    return found.stdout.strip() or "unknown"
+
+
+def _line(proof: Proof, form: str, seed: int, seconds: float) -> Json:
     return {
         "proof": proof.name,
         "form": form,
         "date": datetime.now(UTC).strftime("%Y-%m-%d"),
-        "commit": commit.stdout.strip() or "unknown",
+        "commit": _commit(),
         "seed": seed,
         "machine": f"{os.cpu_count()} cores, Python {platform.python_version()}",
         "seconds": round(seconds, 1),

@@ -26,7 +26,7 @@ HABITS = {"drop out": 30, "late": 10, "duplicate": 10, "corrupt": 5, "plain": 45
     promise="stragglers do not stop a round",
     test="30 % drop out, 10 % late, 10 % duplicate, 5 % corrupt, anew in every round",
     target="every round with a quorum publishes exactly its good updates, the rest are abandoned",
-    quick={"rounds": 6, "deadline": 4},
+    quick={"rounds": 4, "deadline": 4},
     full={"rounds": 100, "deadline": 6},
     minutes=(3, 45),
 )
