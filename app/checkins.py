@@ -135,6 +135,8 @@ def _join(tx: Tx, client: Client) -> Assignment | None:
     if last is None:
         new = current.state == RoundState.SELECTING and run.state == RunState.RUNNING
         return rounds.assign(tx, run, current, client) if new else None
+    if last.state in OPEN_ASSIGNMENTS and rounds.gathering(tx, last):
+        return last  # given a moment ago, by a call whose answer the client did not get
     policy = RunSettings.model_validate(run.settings).round
     again = may_try_again(AssignmentState(last.state), last.attempt, policy)
     if not again or not rounds.gathering(tx, last):

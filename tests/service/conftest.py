@@ -16,13 +16,21 @@ from .factories import Project, TestClient, make_project
 
 
 class MovableClock:
-    """The wall clock plus what a test has added to it."""
+    """The wall clock plus what a test has added to it; held, it moves a little with each look."""
 
     def __init__(self) -> None:
         self.offset = timedelta(0)
+        self.held: datetime | None = None
 
     def __call__(self) -> datetime:
-        return datetime.now(UTC) + self.offset
+        if self.held is None:
+            return datetime.now(UTC) + self.offset
+        self.held += timedelta(milliseconds=1)  # so that rows keep their order
+        return self.held + self.offset
+
+    def hold(self) -> None:
+        """However long the test takes from now on, no deadline passes by itself."""
+        self.held = datetime.now(UTC)
 
     def advance(self, seconds: float) -> None:
         self.offset += timedelta(seconds=seconds)
@@ -37,7 +45,7 @@ def session_clock() -> MovableClock:
 def clock(session_clock: MovableClock) -> Iterator[MovableClock]:
     """The coordinator's clock; it goes right again after the test."""
     yield session_clock
-    session_clock.offset = timedelta(0)
+    session_clock.offset, session_clock.held = timedelta(0), None
 
 
 @pytest.fixture(scope="session")

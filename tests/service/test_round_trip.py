@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import hashlib
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any
+from uuid import UUID
 
 import numpy as np
 import pytest
 from sqlalchemy import select
 
+from app import rounds
+from app.localprocess import until
 from app.tables import Round
 from fedselect import Mask, ParameterSpace, wire
 from fedselect.aggregate import SHARD, Contribution, reference
@@ -280,3 +284,22 @@ def test_a_manifest_exists_only_once_a_round_is_closed(project: Project) -> None
     campaign = start(project)
     current = campaign.rounds()[0]
     refused(campaign.owner.get(f"/v1/rounds/{current['id']}/manifest"), 404, "manifest_missing")
+
+
+def test_a_client_that_asks_again_before_its_first_call_is_through_gets_the_same_work(
+    project: Project,
+) -> None:
+    client = make_clients(project, 1)[0]
+    client.check_in()  # its row is not written again within a minute
+    run = make_run(project)
+    client_waits = """
+        SELECT count(*) FROM pg_stat_activity
+        WHERE datname = current_database() AND wait_event_type = 'Lock'
+    """
+    with ThreadPoolExecutor(2) as pool:
+        with project.core.db.transaction("test", "test") as tx:
+            rounds.lock_run(tx, UUID(run["id"]))
+            calls = [pool.submit(client.assignment) for _ in range(2)]
+            assert until(lambda: project.sql(client_waits)[0][0] == 2, seconds=30)
+        first, second = (call.result(30)["id"] for call in calls)
+    assert first == second

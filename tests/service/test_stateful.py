@@ -56,6 +56,7 @@ def machine(core: Any, api: Any, clock: MovableClock) -> type[RuleBasedStateMach
     class Service(RuleBasedStateMachine):
         def __init__(self) -> None:
             super().__init__()
+            clock.hold()
             self.project = make_project(core, api)
             self.weights = make_model(self.project)
             self.clients = make_clients(self.project, CLIENTS)
