@@ -77,7 +77,7 @@ class Report:
         if self.broken:
             names = "; ".join(f"{f.check}: {f.answer}" for f in self.broken)
             raise StorageNotStrictError(
-                f"the object store at {self.endpoint} admits what it must refuse ({names}). Use "
+                f"the object store at {self.endpoint} is not as it must be ({names}). Use "
                 "another store, or set STORAGE_STRICT=false if nobody else can reach this one"
             )
 

@@ -6,6 +6,7 @@ what an administrator orders is in ``commands``.
 
 from __future__ import annotations
 
+from typing import Any
 from uuid import UUID, uuid4
 
 from sqlalchemy import Select, func, select
@@ -14,7 +15,7 @@ from app import catalog, ledger
 from app.auth import Principal
 from app.db import Tx
 from app.errors import Conflict, Missing
-from app.tables import Arm, Assignment, Client, ManifestRecord, Round, Run, Version
+from app.tables import Arm, Assignment, Client, ManifestRecord, Round, Run, Upload, Version
 from fedselect import __version__
 from fedselect.lifecycle import RunState
 from fedselect.policies import RunSettings
@@ -188,22 +189,27 @@ def round_detail(tx: Tx, principal: Principal, round_id: UUID) -> RoundDetail:
     tx.session.flush()
     found = get_round(tx, principal, round_id)
     query = (
-        select(Assignment, Client.name)
+        select(Assignment, Client.name, Upload.id, Upload.detail)
         .join(Client, Client.id == Assignment.client_id)
+        .outerjoin(Upload, Upload.assignment_id == Assignment.id)
         .where(Assignment.round_id == round_id)
         .order_by(Client.name, Assignment.attempt)
     )
     assignments = [
-        AssignmentInfo.model_validate(
-            {**_columns(assignment), "client_name": name, "assigned_at": assignment.created_at}
+        AssignmentInfo(
+            **_columns(assignment),
+            client_name=name,
+            assigned_at=assignment.created_at,
+            upload_id=upload_id,
+            detail=detail,
         )
-        for assignment, name in tx.session.execute(query)
+        for assignment, name, upload_id, detail in tx.session.execute(query)
     ]
     (brief,) = round_infos(tx, [found])
     return RoundDetail(**brief.model_dump(), assignments=assignments)
 
 
-def _columns(row: Assignment) -> dict[str, object]:
+def _columns(row: Assignment) -> dict[str, Any]:
     return {name: getattr(row, name) for name in ("id", "client_id", "attempt", "state", "reason")}
 
 

@@ -10,8 +10,9 @@ import binascii
 from collections.abc import Mapping
 from functools import cached_property
 from typing import Any
+from urllib.parse import urlsplit
 
-from pydantic import Field, SecretStr, ValidationError, field_validator
+from pydantic import Field, SecretStr, ValidationError, ValidationInfo, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from fedselect.errors import FedSelectError
@@ -44,7 +45,9 @@ class AppSettings(DatabaseSettings):
         None, description="Address as clients reach it; goes into signed URLs. Default: the same."
     )
     s3_region: str = "us-east-1"
-    s3_bucket: str = "fedselect"
+    s3_bucket: str = Field(
+        "fedselect", min_length=3, max_length=63, pattern=r"^[a-z0-9](\.?[a-z0-9-])*[a-z0-9]$"
+    )
     s3_access_key: SecretStr
     s3_secret_key: SecretStr
     storage_strict: bool = Field(
@@ -103,6 +106,15 @@ class AppSettings(DatabaseSettings):
     database_pool: int = Field(10, ge=1, le=200)
     log_level: str = "INFO"
 
+    @field_validator("s3_endpoint", "s3_public_endpoint")
+    @classmethod
+    def _endpoint_is_an_address(cls, value: str | None, info: ValidationInfo) -> str | None:
+        if not value and info.field_name == "s3_public_endpoint":
+            return None
+        if not _is_address(value or "", path=info.field_name == "s3_public_endpoint"):
+            raise ValueError("must look like https://host:port, without name and password")
+        return value
+
     @field_validator("ledger_key", "ledger_key_previous")
     @classmethod
     def _ledger_key_is_a_seed(cls, value: SecretStr | None) -> SecretStr | None:
@@ -130,6 +142,16 @@ class AppSettings(DatabaseSettings):
     def public_s3_endpoint(self) -> str:
         """Where clients find the object store."""
         return self.s3_public_endpoint or self.s3_endpoint
+
+
+def _is_address(value: str, *, path: bool) -> bool:
+    try:
+        url = urlsplit(value)
+        known = url.scheme in {"http", "https"} and bool(url.hostname) and url.port != 0
+    except ValueError:  # a port that is none, a bracket that is left open
+        return False
+    extra = url.username or url.query or url.fragment or (url.path.strip("/") and not path)
+    return known and not extra
 
 
 class SettingsError(FedSelectError):

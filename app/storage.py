@@ -331,6 +331,7 @@ def _translated(key: str) -> Iterator[None]:
 
 
 def _unavailable(error: Exception) -> NoReturn:
+    said = error.code if isinstance(error, S3Error) else type(error).__name__
     raise Unavailable(
-        f"the object store does not answer ({type(error).__name__})", code="storage_unavailable"
+        f"the object store does not answer as it should ({said})", code="storage_unavailable"
     ) from error

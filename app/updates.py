@@ -175,6 +175,10 @@ def complete(tx: Tx, principal: Principal, upload_id: UUID) -> UploadStatus:
 
     An update is on time if this commits before its round closes; otherwise it is late. Nobody asks
     the store here: a file that is not all there is refused by its verification.
+
+    Raises:
+        Missing: there is no such upload.
+        LifecycleError: its assignment was declined.
     """
     clients.admit(tx, principal)
     upload = own(tx, principal, upload_id)

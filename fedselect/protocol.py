@@ -298,6 +298,8 @@ class AssignmentInfo(Answer):
     state: AssignmentState
     reason: str | None
     assigned_at: datetime
+    upload_id: UUID | None = Field(description="Of its newest file; `getUpload` tells its state.")
+    detail: str | None = Field(description="Why that file was refused, in words.")
 
 
 class RoundInfo(Answer):

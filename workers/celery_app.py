@@ -11,10 +11,10 @@ from uuid import UUID
 
 from app import wiring
 from app.jobs import RUN_JOB, broker
-from app.settings import AppSettings
+from app.settings import read
 from workers import clearing, running, sweep
 
-settings = AppSettings()
+settings = read()
 EVERY = {  # seconds
     "fedselect.sweep": 1.0,
     "fedselect.seal": 1.0,

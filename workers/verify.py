@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import chain
 
-from app import ledger, objects, updates
+from app import jobs, ledger, objects, updates
 from app.db import Tx
 from app.errors import Missing
 from app.jobs import Lease, Progress
@@ -182,6 +182,7 @@ def _after_death(core: Coordinator, lease: Lease, copy: Copy, upload: Upload) ->
     if lease.attempt >= core.settings.job_attempts:
         held = _set_aside(core.storage, copy, upload)
         with core.db.transaction(ACTOR, "verify.note") as tx:
+            jobs.renew(tx, lease, seconds=core.settings.lease)  # a zombie announces nothing
             _note(tx, upload, held)
 
 

@@ -139,7 +139,7 @@ def upload_status(upload_id: UUID, call: Call = require(Scope.UPLOAD)) -> Upload
     operation_id="completeUpload",
     summary="Say that the file is in the store",
     status_code=202,
-    responses=problems(401, 403, 404),
+    responses=problems(401, 403, 404, 409),
 )
 def complete(upload_id: UUID, call: Call = require(Scope.UPLOAD)) -> UploadStatus:
     """A durable fact once answered; verification follows. Repeating it is harmless."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import inspect
 import json
 import logging
@@ -11,7 +12,7 @@ from uuid import UUID
 import httpx
 import pytest
 
-from fedselect import protocol
+from fedselect import protocol, uploads
 from fedselect.client import AsyncClient, Client, announce
 from fedselect.errors import ServiceError
 from fedselect.operations import Operations
@@ -124,6 +125,22 @@ def test_the_key_is_in_no_repr_exception_or_log(caplog: pytest.LogCaptureFixture
     info = protocol.ClientInfo(id=ID, name="a", state="active", tags=[], created_at=NOW)
     assert KEY not in repr(protocol.Registered(client=info, key=KEY))
     assert TOKEN not in repr(registration)
+
+
+def test_a_signed_address_is_in_no_log(caplog: pytest.LogCaptureFixture) -> None:
+    """httpx logs the address of every request at INFO."""
+    caplog.set_level(logging.DEBUG)
+    until = {"expires_at": NOW}
+    signed = "http://store:9000/bucket/staging/1?X-Amz-Expires=900&X-Amz-Signature=5ec4e7"
+    ticket = uploads.UploadTicket(id=ID, url=signed, headers={}, **until)
+    digest = hashlib.sha256(b"x").hexdigest()
+    download = protocol.Download(url=signed, sha256=digest, size=1, **until)
+    for call in (("put_file", ticket, b"x"), ("fetch", download)):
+        found = talk(script(httpx.Response(200, content=b"x")), *call)
+        assert found.requests[0][1] == signed
+    assert caplog.text.count("http://store:9000/bucket/staging/1 ") == 4
+    assert "X-Amz" not in caplog.text
+    assert "5ec4e7" not in caplog.text
 
 
 @pytest.mark.parametrize("key", [f"{KEY}\n", f"{KEY} ", f"{KEY}é", f"a\r\nX-Evil: {KEY}"])

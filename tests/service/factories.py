@@ -14,6 +14,7 @@ import numpy as np
 from sqlalchemy import select, text
 
 from app import tenants
+from app.routes import admin, agents, auditing, operations
 from app.tables import Job
 from app.wiring import Coordinator
 from fedselect import Kind, Mask, ParameterSpace, Role, RunSettings, sending, wire
@@ -66,7 +67,19 @@ def refused(response: httpx.Response, status: int, code: str) -> Json:
     assert found["title"]
     assert found["detail"]
     assert found["request_id"] == response.headers["x-request-id"]
+    assert _is_described(response), f"{status} is not among the answers of this operation"
     return dict(found)
+
+
+def _is_described(response: httpx.Response) -> bool:
+    """Whether the interface's description says that this operation may answer so."""
+    asked = response.request
+    for module in (admin, agents, auditing, operations):
+        for route in module.router.routes:
+            if asked.method in route.methods and route.path_regex.match(asked.url.path):
+                anywhere = {413, 503}  # too large a body, a server that is away
+                return response.status_code in {*route.responses, *anywhere}
+    return True
 
 
 def everything(caller: Caller, path: str, **params: Any) -> list[Json]:

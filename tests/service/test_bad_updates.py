@@ -279,7 +279,8 @@ class Gathering:
         detail = self.round_detail()
         (shown,) = [a for a in detail["assignments"] if a["id"] == assignment["id"]]
         assert (shown["client_name"], shown["state"]) == (client.name, "rejected")
-        assert shown["reason"] == reason
+        assert (shown["reason"], shown["detail"]) == (reason, status["detail"])
+        assert shown["upload_id"] == ticket["id"]
         assert detail["state"] == "selecting", "the round goes on"
 
 

@@ -10,8 +10,9 @@ from typing import Any
 import numpy as np
 import pytest
 
+from app import jobs
 from fedselect.protocol import MULTIPART_FROM
-from workers import court, verify
+from workers import court, running, verify
 from workers.copying import Copy
 from workers.court import Case, Court, JudgeDied
 
@@ -22,6 +23,7 @@ from .factories import (
     Project,
     deliver,
     drain,
+    due_jobs,
     make_clients,
     make_model,
     make_run,
@@ -143,6 +145,32 @@ def test_a_file_that_kills_its_judge_is_tried_five_times_and_set_aside(
     drain(project)
     answer = clients[1].check_in(pending=assignments[1]["id"])
     assert answer["pending"]["state"] == "accepted"
+
+
+def test_a_worker_that_lost_its_lease_notes_no_quarantine(
+    project: Project, clock: MovableClock, ill: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While it sets the file aside, its lease runs out and another one takes the job."""
+    clients, assignments, files = _updates(project, 1)
+    deliver(clients[0], assignments[0], files[0])
+    ill(MALADIES["dies at once"][0])
+    for _ in range(4):
+        drain(project)
+        clock.advance(60)
+    (job,) = due_jobs(project)
+    set_aside = verify._set_aside
+
+    def slow(*place: Any) -> bytes | None:
+        clock.advance(project.core.settings.lease + 1)
+        with project.core.db.transaction("test", "test") as tx:
+            assert jobs.claim(tx, job, seconds=60) is not None
+        return set_aside(*place)
+
+    monkeypatch.setattr(verify, "_set_aside", slow)
+    running.run_job(project.core, job)
+    told = [e["action"] for e in _entries(project)]
+    assert "upload.quarantined" not in told
+    assert "job.failed" not in told
 
 
 def _entries(project: Project) -> list[Any]:

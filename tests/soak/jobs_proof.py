@@ -20,7 +20,7 @@ from app.wiring import Coordinator
 from .proofs import Figures, Room, proof
 
 sys.path.append(str(Path(__file__).parents[1]))  # as pytest finds the other suites' tools
-from service.factories import Caller, contribute, everything, make_project, ok
+from service.factories import Caller, Json, contribute, everything, make_project, ok
 from service.zombie_trials import trials
 from service.zombies import Haunted, haunted
 
@@ -128,23 +128,37 @@ def poison(room: Room, *, lease: float) -> Figures:
     """Failpoints kill the process at the same place again and again."""
     _, case, steering = _product(room, LEASE=str(lease))
     owner: Caller = case.project.owner
-    place = "store.put.partials.before"
-    (steering / "armed").write_text("\n".join([f"{place}:1"] * 20))
-    before = _visits(steering)[place]
-    contribute(case.client, case.model, seed=1)
-    _until(lambda: _rounds(case) == ["failed"])
-    runs = _visits(steering)[place] - before
-    (job,) = [j for j in everything(owner, "/v1/jobs") if j["kind"] == "aggregate"]
+    read, summed = "store.stream.staging.after", "store.put.partials.before"
+    reading = _poisoned(case, steering, read, failed=1)
+    summing = _poisoned(case, steering, summed, failed=2)
+    failed = _failed(case)
     state = ok(owner.get(f"/v1/runs/{case.run['id']}"))["state"]
     query = "SELECT 1 FROM ledger_entries WHERE project_id = :project AND action = 'job.failed'"
     entries = len(case.project.sql(query))
-    (steering / "armed").write_text("")
+    (job,) = [j for j in failed if j["kind"] == "aggregate"]
     ok(owner.post(f"/v1/jobs/{job['id']}/retry"))
-    _until(lambda: _rounds(case)[0] == "published")
-    met = runs <= 5 and job["state"] == "failed" and state == "paused" and entries == 1
+    _until(lambda: "published" in _rounds(case))
+    kinds = sorted(j["kind"] for j in failed)
+    met = 1 <= reading <= 5 and 1 <= summing <= 5 and kinds == ["aggregate", "verify"]
     return Figures(
-        met, f"{runs} runs, job failed, run {state}, {entries} entry; retried: published"
+        met and state == "paused" and entries == 2,
+        f"{reading} and {summing} runs, {len(failed)} jobs failed, run {state}, {entries} entries; "
+        "the round retried: published",
     )
+
+
+def _poisoned(case: Haunted, steering: Path, place: str, *, failed: int) -> int:
+    """How often a process came to this place, and died there, until the poison was contained."""
+    (steering / "armed").write_text("\n".join([f"{place}:1"] * 20))
+    before = _visits(steering)[place]
+    contribute(case.client, case.model, seed=1)
+    _until(lambda: len(_failed(case)) == failed)
+    (steering / "armed").write_text("")
+    return _visits(steering)[place] - before
+
+
+def _failed(case: Haunted) -> list[Json]:
+    return everything(case.project.owner, "/v1/jobs", state="failed")
 
 
 @proof(

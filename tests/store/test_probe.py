@@ -15,6 +15,7 @@ from service.factories import TestClient
 from typer.testing import CliRunner, Result
 
 from app import probe, settings
+from app.errors import Unavailable
 from app.main import create_app
 from app.probe_checks import CHECKS, Verdict
 from app.settings import AppSettings
@@ -171,3 +172,36 @@ def test_missing_settings_are_named_without_a_traceback(
     assert "S3_ENDPOINT: Field required" in text
     assert "URL_LIFETIME: Input should be greater than 0" in text
     assert "not-to-be-shown" not in text
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        *(("S3_ENDPOINT", v) for v in ("", "nonsense", "http://", "ftp://store:9000")),
+        *(("S3_ENDPOINT", v) for v in ("http://store:99999", "http://[::", "http://store/path")),
+        ("S3_ENDPOINT", "http://name:not-to-be-shown@store:9000"),
+        ("S3_PUBLIC_ENDPOINT", "store.example.org"),
+        *(("S3_BUCKET", v) for v in ("", "up/../x", "Upper", "a..b")),
+    ],
+)
+def test_a_place_that_is_none_is_named_without_a_traceback(
+    environment: dict[str, str],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    name: str,
+    value: str,
+) -> None:
+    for known, given in (environment | {"S3_ENDPOINT": "http://store:9000", name: value}).items():
+        monkeypatch.setenv(known, given)
+    with pytest.raises(settings.SettingsError, match=f"^{name}: ") as error:
+        settings.read()
+    assert "not-to-be-shown" not in str(error.value)
+
+
+def test_a_wrong_secret_is_told_from_a_store_that_is_away(
+    environment: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in (environment | {"S3_SECRET_KEY": "another"}).items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(Unavailable, match=r"\((AccessDenied|SignatureDoesNotMatch)\)"):
+        probe.probe(settings.read())
