@@ -143,21 +143,25 @@ def create_key(
     organisation: Annotated[str, typer.Option()] = "default",
     project: Annotated[str, typer.Option()] = "default",
     role: Annotated[str, typer.Option(help="owner or auditor")] = "owner",
+    root: upkeep_cli.Root = DEFAULT_ROOT,
 ) -> None:
     """Print a new key of a project, created with it if needed. It is shown this one time."""
-    with _coordinator() as core, core.db.transaction("command-line", "create_key") as tx:
+    with (
+        upkeep_cli.deployment(root) as core,
+        core.db.transaction("command-line", "create_key") as tx,
+    ):
         project_id = tenants.ensure_project(tx, organisation=organisation, project=project)
         key = tenants.issue_key(tx, core.settings.pepper, project=project_id, role=role)
     typer.echo(key)
 
 
 @admin.command("rotate-ledger-key")
-def rotate_ledger_key() -> None:
+def rotate_ledger_key(root: upkeep_cli.Root = DEFAULT_ROOT) -> None:
     """Write down, signed by LEDGER_KEY_PREVIOUS, that LEDGER_KEY signs from now on; print its key.
 
     Nothing is sealed between giving the service its new key and this; then it goes on by itself.
     """
-    with _coordinator() as core:
+    with upkeep_cli.deployment(root) as core:
         old = core.settings.ledger_key_previous
         if old is None:
             raise FedSelectError(
@@ -175,11 +179,11 @@ def rotate_ledger_key() -> None:
 
 
 @admin.command("check-ledger")
-def check_ledger(as_json: AsJson = False) -> None:
+def check_ledger(root: upkeep_cli.Root = DEFAULT_ROOT, as_json: AsJson = False) -> None:
     """Recompute the whole ledger, compare heads and rows with it; exit code 1 if one is wrong."""
     from app import ledgercheck
 
-    with _coordinator() as core:
+    with upkeep_cli.deployment(root) as core:
         found = ledgercheck.check_ledger(core)
     if as_json:
         typer.echo(json.dumps(asdict(found)))

@@ -89,8 +89,9 @@ class Sealer:
         last = newest_checkpoint(tx)
         if self.public_key != signing_key(tx, self.public_key):
             raise LedgerError(
-                "LEDGER_KEY is not the key of this ledger: nothing is sealed. Give the old one as "
-                "LEDGER_KEY_PREVIOUS and run `fedselect admin rotate-ledger-key`, or put it back",
+                "LEDGER_KEY under the name LEDGER_ORIGIN is not the key of this ledger: nothing is "
+                "sealed. Put both back, or to change the key give the old one as "
+                "LEDGER_KEY_PREVIOUS and run `fedselect admin rotate-ledger-key`",
                 code="ledger_key_unknown",
             )
         frontier = audit.Frontier.from_json(last.frontier) if last else audit.Frontier()

@@ -61,7 +61,11 @@ class AppSettings(DatabaseSettings):
     ledger_key_previous: SecretStr | None = Field(
         None, description="The seed before LEDGER_KEY, while `admin rotate-ledger-key` runs."
     )
-    ledger_origin: str = Field("fedselect.local/ledger", pattern=r"^[^\s+]+$")
+    ledger_origin: str = Field(
+        "fedselect.local/ledger",
+        pattern=r"^[^\s+]+$",
+        description="The ledger's name, part of its key; never changed once it has entries.",
+    )
 
     url_lifetime: float = Field(900, gt=0, le=3600, description="Seconds a signed URL lives.")
     multipart_keep: float = Field(
@@ -117,15 +121,17 @@ class AppSettings(DatabaseSettings):
 
     @field_validator("ledger_key", "ledger_key_previous")
     @classmethod
-    def _ledger_key_is_a_seed(cls, value: SecretStr | None) -> SecretStr | None:
-        if value is None or not value.get_secret_value():
+    def _ledger_key_is_a_seed(
+        cls, value: SecretStr | None, info: ValidationInfo
+    ) -> SecretStr | None:
+        if value is None or (not value.get_secret_value() and info.field_name != "ledger_key"):
             return None
         try:
             seed = base64.b64decode(value.get_secret_value(), validate=True)
         except (binascii.Error, ValueError):
             seed = b""
         if len(seed) != 32:
-            raise ValueError("LEDGER_KEY must be 32 bytes in base64: `openssl rand -base64 32`")
+            raise ValueError("it must be 32 bytes in base64: `openssl rand -base64 32`")
         return value
 
     @cached_property

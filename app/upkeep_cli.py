@@ -11,15 +11,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 from uuid import UUID
 
 import typer
 from rich.console import Console
 from rich.table import Table
 
-from app import backup, erasure, objects, retention, verification, wiring
-from app.settings import AppSettings
+from app import backup, erasure, objects, retention, settings, verification, wiring
 from app.tables import Client
 from fedselect.errors import FedSelectError
 from fedselect.retention import Collection
@@ -49,7 +48,7 @@ def gc(
     as_json: AsJson = False,
 ) -> None:
     """Delete what the retention rules let go (docs/OPERATIONS.md)."""
-    with _deployment(root) as core:
+    with deployment(root) as core:
         if check:
             _check(core, as_json)
             return
@@ -93,7 +92,7 @@ def _check(core: wiring.Coordinator, as_json: bool) -> None:
 
 def back_up(folder: Folder, root: Root = DEFAULT_ROOT) -> None:
     """Write database and bucket into an empty folder, while the service works."""
-    with _deployment(root) as core:
+    with deployment(root) as core:
         found = backup.back_up(core, folder)
     out.print(f"{len(found.files):,} files, {found.size:,} bytes, schema {found.schema}: {folder}")
     out.print("Keep the settings (KEY_PEPPER, LEDGER_KEY) elsewhere: they are not in it.")
@@ -107,7 +106,7 @@ def restore(
     root: Root = DEFAULT_ROOT,
 ) -> None:
     """Put a backup into an empty database and bucket, and verify everything in them."""
-    with _deployment(root, start=True) as core:
+    with deployment(root, start=True) as core:
         backup.restore(core, folder, force=force)
         found = verification.verify(core)
     out.print(
@@ -127,7 +126,7 @@ def erase_client(
     as_json: AsJson = False,
 ) -> None:
     """Revoke a client and delete its files, masks and evaluations; for good."""
-    with _deployment(root) as core:
+    with deployment(root) as core:
         with core.db.transaction(ACTOR, "upkeep.erase_client") as tx:
             row = tx.session.get(Client, client)
         if row is None:
@@ -148,11 +147,10 @@ def erase_client(
 
 
 @contextmanager
-def _deployment(root: Path, *, start: bool = False) -> Iterator[wiring.Coordinator]:
+def deployment(root: Path, *, start: bool = False) -> Iterator[wiring.Coordinator]:
     """The deployment that the environment names, else the local stack in this folder."""
     variables = {} if os.environ.get("DATABASE_URL") else _local(root, start=start)
-    given: dict[str, Any] = {name.lower(): value for name, value in variables.items()}
-    core = wiring.build(AppSettings(**given))
+    core = wiring.build(settings.read(variables))
     try:
         yield core
     finally:
@@ -160,9 +158,12 @@ def _deployment(root: Path, *, start: bool = False) -> Iterator[wiring.Coordinat
 
 
 def _local(root: Path, *, start: bool) -> dict[str, str]:
-    from app.localstack import LocalStack
+    from app.localstack import LocalStack, StackError
 
     stack = LocalStack(root)
     if start:
         stack.up(product=False)
-    return stack.environment()
+    try:
+        return stack.environment()
+    except StackError as error:
+        raise StackError(f"{error}, and DATABASE_URL names no other deployment") from error

@@ -316,11 +316,17 @@ def audit_export(
     from fedselect.ledgerdocs import export_lines
 
     draft = file.with_name(f".{file.name}.part")
-    with Client(server, key=key) as client, draft.open("w", encoding="utf-8", newline="") as out:
-        head = client.checkpoint()
-        for line in export_lines(client.ledger_entries(), head):
-            out.write(line + "\n")
-    draft.replace(file)
+    try:
+        with (
+            Client(server, key=key) as client,
+            draft.open("w", encoding="utf-8", newline="") as out,
+        ):
+            head = client.checkpoint()
+            for line in export_lines(client.ledger_entries(), head):
+                out.write(line + "\n")
+        draft.replace(file)
+    finally:
+        draft.unlink(missing_ok=True)
     typer.echo(f"{audit.read_checkpoint(head.text).size:,} entries in {file}")
 
 

@@ -7,6 +7,7 @@ into its package's strictest room, and packages that do not exist yet are simply
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -456,3 +457,11 @@ def test_a_rule_sees_its_offence(rule, path, text):
 )
 def test_a_rule_lets_the_rest_pass(rule, path, text):
     assert not list(RULES[rule](parse(path, text)))
+
+
+def test_every_advisory_lock_is_one_of_its_own():
+    """Two kinds of work under one number would wait for each other, and nobody would see why."""
+    sources = [file.read_text() for name in PACKAGES for file in (ROOT / name).rglob("*.py")]
+    numbers = [number for text in sources for number in re.findall(r"\b0x5EED_\w+", text)]
+    assert len(numbers) >= 5
+    assert len(set(numbers)) == len(numbers)

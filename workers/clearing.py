@@ -16,7 +16,7 @@ from app import staging
 from app.storage import BEGINNING, IncompleteMultipart
 from app.wiring import Coordinator
 
-CLEARER = 0x5EED_0003  # advisory lock
+CLEARER = 0x5EED_0004  # advisory lock
 BATCH = 500  # keys looked up at once
 MOST = 1000  # deletions of one kind in one pass
 ACTOR = "scheduler"

@@ -382,6 +382,19 @@ def test_a_database_behind_its_stored_head_is_not_sealed(
         assert ledger.sealed_size(tx) == before
 
 
+def test_the_operator_can_go_on_with_what_is_left(own: Coordinator) -> None:
+    """docs/LEDGER.md, After a restore: the stored heads are moved away; agents still see it."""
+    kept = newest(own)
+    as_owner(*TAMPERED["the tail is gone with its heads"])
+    core = restarted(own)
+    core.storage.delete([key for key, _ in core.heads.all()])
+    head = grow(core, 250)
+    assert check_ledger(core).findings == ()
+    with core.db.transaction("test", "test") as tx:
+        assert ledger.root_at(tx, 200) != audit.read_checkpoint(kept).root
+    assert audit.read_checkpoint(head).size == 250
+
+
 def test_a_ledger_that_was_written_anew_is_not_sealed(own: Coordinator) -> None:
     """The forger even has the key: an honest-looking ledger of the same size and more."""
     as_owner(*TAMPERED["all is gone"])

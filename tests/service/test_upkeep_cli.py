@@ -8,6 +8,8 @@ import json
 import pytest
 from typer.testing import CliRunner
 
+from app import settings, wiring
+from app.localstack import LocalStack
 from fedselect.cli import build
 
 from .campaign import Campaign
@@ -71,3 +73,28 @@ def test_an_unknown_client_is_an_error(run):
     with pytest.raises((FedSelectError, AssertionError)) as error:
         run("admin", "erase-client", "00000000-0000-4000-8000-000000000000")
     assert "there is no client" in str(error.value)
+
+
+def test_without_an_environment_commands_take_the_local_stack(run, environment, monkeypatch):
+    for name in environment:
+        monkeypatch.delenv(name)
+    monkeypatch.setattr(LocalStack, "environment", lambda _: environment)
+    assert json.loads(run("admin", "check-ledger", "--root", "x", "--json"))["findings"] == []
+    assert run("admin", "create-key", "--root", "x").startswith("fsk_")
+    monkeypatch.setenv("LEDGER_KEY_PREVIOUS", environment["LEDGER_KEY"])  # nothing to change
+    key = run("admin", "rotate-ledger-key", "--root", "x").strip()
+    assert key == wiring.build(settings.read(environment)).sealer.public_key
+
+
+def test_without_either_an_error_says_so(run, environment, monkeypatch, tmp_path):
+    for name in environment:
+        monkeypatch.delenv(name)
+    with pytest.raises(AssertionError, match=r"nothing was started in .*DATABASE_URL"):
+        run("admin", "check-ledger", "--root", tmp_path)
+
+
+def test_settings_that_are_missing_are_named(run, monkeypatch):
+    monkeypatch.delenv("KEY_PEPPER")
+    monkeypatch.setenv("LEDGER_KEY", "")
+    with pytest.raises(AssertionError, match=r"KEY_PEPPER: .*; LEDGER_KEY: .*32 bytes"):
+        run("gc", "--dry-run")
