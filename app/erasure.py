@@ -49,11 +49,12 @@ def erase(core: Coordinator, client_id: UUID, *, project: UUID, actor: str) -> E
             what was begun is ended by the scheduler, or by asking again.
     """
     with core.db.transaction(actor, "erasure.find") as tx:
-        client = clients.of_project(tx, project, client_id)  # 404 before anybody waits
-        runs = _open_runs(tx, client)
+        clients.of_project(tx, project, client_id)  # 404 before anybody waits
     with retention.alone(core):
         with core.db.transaction(actor, "erasure.revoke") as tx:
-            clients.revoke(tx, clients.of_project(tx, project, client_id, lock=True))
+            client = clients.of_project(tx, project, client_id, lock=True)
+            clients.revoke(tx, client)
+            runs = _open_runs(tx, client)  # under its lock: from here on it takes no more work
         for run_id in runs:
             with core.db.transaction(actor, "erasure.end_work") as tx:
                 _end_work(tx, run_id, client_id)

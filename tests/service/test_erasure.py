@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+from contextlib import contextmanager
 
 import pytest
 
@@ -170,6 +171,27 @@ def test_an_open_assignment_expires_and_its_staged_file_goes(project):
     assert project.sql("SELECT state FROM assignments WHERE id = :id", id=assignment["id"]) == [
         ("expired",)
     ]
+
+
+def test_work_that_it_takes_at_the_last_moment_is_ended_too(project, monkeypatch):
+    model = make_model(project)
+    make_run(project, model)
+    leaver, _ = make_clients(project, 2)
+    taken = []
+
+    @contextmanager
+    def late(core, *, alone=retention.alone):
+        with alone(core):
+            taken.append(leaver.assignment())
+            deliver(leaver, taken[0], train(taken[0], model.space, seed=1).data)
+            yield
+
+    monkeypatch.setattr(retention, "alone", late)
+    report = erase(project, leaver)
+    drain(project)
+    states = project.sql("SELECT state FROM assignments WHERE id = :id", id=taken[0]["id"])
+    assert (states, report.waiting) == ([("rejected",)], 0)
+    assert not project.sql("SELECT 1 FROM updates WHERE client_id = :id", id=leaver.id)
 
 
 def test_bytes_that_are_another_client_s_as_well_stay_for_that_client(project):
