@@ -1,8 +1,9 @@
 """What the service may do with the tables, which belong to another role.
 
 Owns the grants: reading and writing everywhere, but of what is written once only reading and
-adding. Whoever runs the service can neither change the past nor take the triggers away. Applied
-after every migration; nothing happens where one role does both.
+adding, and deleting only what retention and erasure take away. Whoever runs the service can neither
+change the past nor take the triggers away. Applied after every migration; nothing happens where one
+role does both.
 """
 
 from __future__ import annotations
@@ -11,11 +12,14 @@ from sqlalchemy import Connection, text
 from sqlalchemy.engine import URL
 
 APPEND_ONLY = ("ledger_entries", "ledger_seals", "ledger_checkpoints", "transitions", "manifests")
+DELETABLE = ("evaluations", "idempotent_answers", "objects")
 RIGHTS = """
     GRANT USAGE ON SCHEMA public TO {role};
-    GRANT SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA public TO {role};
-    REVOKE UPDATE, DELETE ON {append_only} FROM {role};
-    REVOKE INSERT, UPDATE, DELETE ON alembic_version FROM {role}"""
+    GRANT SELECT, INSERT, UPDATE ON ALL TABLES IN SCHEMA public TO {role};
+    REVOKE DELETE ON ALL TABLES IN SCHEMA public FROM {role};
+    GRANT DELETE ON {deletable} TO {role};
+    REVOKE UPDATE ON {append_only} FROM {role};
+    REVOKE INSERT, UPDATE ON alembic_version FROM {role}"""
 
 
 def grant(connection: Connection, service: URL) -> None:
@@ -40,7 +44,8 @@ def grant(connection: Connection, service: URL) -> None:
             f"the service's role {name} may make roles or is a superuser: it could undo every "
             "grant; give DATABASE_URL a role without privileges of its own"
         )
-    for statement in RIGHTS.format(role=role, append_only=", ".join(APPEND_ONLY)).split(";"):
+    tables = {"append_only": ", ".join(APPEND_ONLY), "deletable": ", ".join(DELETABLE)}
+    for statement in RIGHTS.format(role=role, **tables).split(";"):
         connection.execute(text(statement))
 
 

@@ -189,8 +189,9 @@ def test_work_that_it_takes_at_the_last_moment_is_ended_too(project, monkeypatch
     monkeypatch.setattr(retention, "alone", late)
     report = erase(project, leaver)
     drain(project)
-    states = project.sql("SELECT state FROM assignments WHERE id = :id", id=taken[0]["id"])
-    assert (states, report.waiting) == ([("rejected",)], 0)
+    query = "SELECT state, reason FROM assignments WHERE id = :id"
+    ended = project.sql(query, id=taken[0]["id"])
+    assert (ended, report.waiting) == ([("rejected", "client_erased")], 0)
     assert not project.sql("SELECT 1 FROM updates WHERE client_id = :id", id=leaver.id)
 
 
