@@ -10,7 +10,7 @@ from uuid import UUID
 
 from sqlalchemy import func, select
 
-from app import catalog, jobs, reports, rounds, runs, updates
+from app import catalog, jobs, reports, rounds, runs
 from app.auth import Principal
 from app.db import Tx
 from app.errors import Conflict
@@ -94,10 +94,8 @@ def retry_job(tx: Tx, principal: Principal, job_id: UUID) -> JobInfo:
     tx.session.refresh(job, with_for_update=True)
     if job.state == "due":
         jobs.hurry(tx, job)
-    elif job.state != "failed" or job.kind == updates.VERIFY:
+    elif job.state != "failed" or run is None or current is None:
         raise _no_retry(job)
-    elif run is None or current is None:
-        jobs.revive(tx, job.subject_id)
     else:
         rounds.advance(tx, run, current, RoundEvent.RETRY)
         if run.state == RunState.PAUSED:

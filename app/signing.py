@@ -7,6 +7,7 @@ it signs an address, so botocore's signer does it.
 from __future__ import annotations
 
 import base64
+import logging
 from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
 from typing import Any, Self
@@ -17,6 +18,9 @@ from botocore.awsrequest import AWSRequest
 from botocore.credentials import Credentials
 
 from app.settings import AppSettings
+
+# At DEBUG botocore would log every signature, with all that it signs: whoever reads it could use it.
+logging.getLogger("botocore.auth").setLevel(logging.INFO)
 
 
 class Signer:

@@ -8,6 +8,7 @@ import os
 import re
 import secrets
 from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
@@ -19,6 +20,7 @@ from app.errors import Unavailable
 from app.main import create_app
 from app.probe_checks import CHECKS, Verdict
 from app.settings import AppSettings
+from app.signing import Signer
 from app.storage import S3Storage
 from fedselect.cli import build
 
@@ -205,3 +207,11 @@ def test_a_wrong_secret_is_told_from_a_store_that_is_away(
         monkeypatch.setenv(name, value)
     with pytest.raises(Unavailable, match=r"\((AccessDenied|SignatureDoesNotMatch)\)"):
         probe.probe(settings.read())
+
+
+def test_no_log_tells_what_was_signed(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.DEBUG)
+    signer = Signer("http://store:9000/bucket", "us-east-1", access_key="a", secret_key="b" * 8)
+    url = signer.sign("PUT", "staging/1", until=datetime.now(UTC) + timedelta(minutes=5))
+    assert url.rpartition("X-Amz-Signature=")[2] not in caplog.text
+    assert "X-Amz-" not in caplog.text
