@@ -153,10 +153,17 @@ def finish(tx: Tx, lease: Lease) -> None:
     job.state, job.finished_at, job.lease_until = "done", tx.now, None
 
 
-def give_back(tx: Tx, lease: Lease, error: str, *, attempts: int) -> bool:
-    """Return a job after an error; True if that was its last attempt and it has failed."""
+def give_back(tx: Tx, lease: Lease, error: str, *, attempts: int, away: bool = False) -> bool:
+    """Return a job after an error; True if that was its last attempt and it has failed.
+
+    ``away``: a server behind the service did not answer, which costs no attempt for a while.
+    """
     job = _held(tx, lease)
     job.error, job.lease_until = error[:500], None
+    later = leases.after_absence(job.created_at, now=tx.now) if away else None
+    if later is not None:
+        job.state, job.run_after, job.attempts = "due", later, lease.attempt - 1
+        return False
     again = leases.after_error(lease.attempt, attempts=attempts, now=tx.now)
     if again is None:
         job.state, job.finished_at = "failed", tx.now

@@ -19,7 +19,7 @@ from botocore.credentials import Credentials
 
 from app.settings import AppSettings
 
-# At DEBUG botocore would log every signature, with all that it signs: whoever reads it could use it.
+# At DEBUG botocore would log every signature with all that it signs: an address to be used.
 logging.getLogger("botocore.auth").setLevel(logging.INFO)
 
 

@@ -11,6 +11,8 @@ from datetime import datetime, timedelta
 from uuid import UUID
 
 RETRY_AFTER = 2.0  # seconds until a failed job is tried again, doubled with every attempt
+RETRY_WHEN_AWAY = 5.0  # seconds until a job is tried again that found a server away
+PATIENCE = 3600.0  # seconds of a job's life in which a server's absence costs it no attempt
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,3 +49,12 @@ def after_error(attempt: int, *, attempts: int, now: datetime) -> datetime | Non
     if attempt >= attempts:
         return None
     return now + timedelta(seconds=RETRY_AFTER * 2 ** (attempt - 1))
+
+
+def after_absence(created: datetime, *, now: datetime) -> datetime | None:
+    """When a job is due again that found a server away, which is not its fault: the attempt does
+    not count. None if it has been patient for too long: then it counts as an error.
+    """
+    if now >= created + timedelta(seconds=PATIENCE):
+        return None
+    return now + timedelta(seconds=RETRY_WHEN_AWAY)

@@ -13,6 +13,7 @@ from uuid import UUID
 
 from app import jobs, ledger, rounds, updates
 from app.db import Tx
+from app.errors import Unavailable
 from app.jobs import Lease, Progress
 from app.wiring import Coordinator
 from fedselect.errors import LifecycleError
@@ -80,7 +81,8 @@ def _give_back(core: Coordinator, lease: Lease, error: Exception) -> None:
         with core.db.transaction(ACTOR, "job.give_back") as tx:
             _lock_subject(tx, lease)
             text = f"{type(error).__name__}: {error}"
-            if jobs.give_back(tx, lease, text, attempts=core.settings.job_attempts):
+            most, away = core.settings.job_attempts, isinstance(error, Unavailable)
+            if jobs.give_back(tx, lease, text, attempts=most, away=away):
                 _after_failure(tx, lease, type(error).__name__)
     except jobs.LeaseLost:
         log.warning("job %s %s: the lease was lost", lease.kind, lease.job_id)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from uuid import UUID
 
 import pytest
@@ -11,6 +11,7 @@ from sqlalchemy import update
 
 from app import jobs
 from app.jobs import Lease, Progress
+from app.storage import S3Storage
 from app.tables import Job
 from app.wiring import Coordinator
 from workers import aggregation, running
@@ -247,6 +248,31 @@ def test_another_tenant_sees_no_job(other: Project, due: UUID) -> None:
 
 class _RollBack(Exception):
     pass
+
+
+# --- the store is away -----------------------------------------------------------------------
+
+
+def test_a_store_that_is_away_costs_no_attempt_for_an_hour(
+    project: Project, due: UUID, clock: MovableClock
+) -> None:
+    nowhere = project.core.settings.model_copy(update={"s3_endpoint": "http://127.0.0.1:9"})
+    away = replace(project.core, storage=S3Storage(nowhere))
+
+    def work(core: Coordinator) -> Json:
+        running.run_job(core, due)
+        clock.advance(10)
+        return dict(ok(project.owner.get(f"/v1/jobs/{due}")))
+
+    for _ in range(project.core.settings.job_attempts + 1):
+        job = work(away)
+        assert (job["state"], job["attempts"]) == ("due", 0)
+        assert "the object store does not answer" in job["error"]
+    clock.advance(3600)
+    assert work(away)["attempts"] == 1, "a job is not patient for ever"
+    clock.advance(10)
+    job = work(project.core)
+    assert (job["state"], job["attempts"]) == ("done", 2)
 
 
 # --- ringing again, and nobody comes ---------------------------------------------------------
