@@ -36,7 +36,7 @@ from fedselect.errors import FedSelectError
 FORMAT = "fedselect-backup/1"
 DUMP, OBJECTS, LIST = "database.dump", "objects", "backup.json"
 BEFORE = ("checkpoints/", "staging/", "partials/")  # a head must not be newer than the database
-AFTER = (*objects.PREFIXES, "quarantine/", "reports/")
+AFTER = (*objects.PREFIXES, "quarantine/")
 CHUNK = 1024 * 1024
 ACTOR = "backup"
 
