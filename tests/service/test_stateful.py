@@ -223,9 +223,13 @@ def machine(core: Any, api: Any, clock: MovableClock) -> type[RuleBasedStateMach
             return self.model.last.places
 
         def current(self, client: int, states: set[str]) -> bool:
-            """Whether the client's newest work belongs to the last round, in one of the states."""
+            """Whether the client's newest work belongs to the last round, in one of the states.
+
+            The model's last round: the service may have ended it and opened another just now.
+            """
             rows = everything(self.project.owner, f"{self.path}/rounds")
-            mine = ok(self.project.owner.get(f"/v1/rounds/{rows[-1]['id']}"))["assignments"]
+            last = rows[len(self.model.history) - 1]
+            mine = ok(self.project.owner.get(f"/v1/rounds/{last['id']}"))["assignments"]
             known = {a["id"] for a in mine}
             return self.work[client]["id"] in known and self.places().get(client) in states
 
