@@ -54,6 +54,9 @@ class Request(NamedTuple):
     body: bytes
 
 
+TRIES, STUMBLES = 3, frozenset({500, 502, 503, 504})
+
+
 @dataclass(slots=True)
 class Lab:
     """A place in the bucket for one check, and the means to sign and send."""
@@ -88,7 +91,19 @@ class Lab:
         return Request("PUT", url, headers, SENT)
 
     def send(self, request: Request) -> int:
-        """The status of the answer; 0 if there was none."""
+        """The status of the answer; 0 if there was none.
+
+        A store that stumbles (rclone may, over a folder that two calls make at once) says nothing
+        about what it enforces: it is asked again.
+        """
+        status = self._send_once(request)
+        for _ in range(TRIES - 1):
+            if status not in STUMBLES:
+                break
+            status = self._send_once(request)
+        return status
+
+    def _send_once(self, request: Request) -> int:
         chunked = request.method == "PUT" and "content-length" not in request.headers
         body = iter([request.body]) if chunked else request.body
         with suppress(urllib3.exceptions.HTTPError):

@@ -138,7 +138,13 @@ class S3Storage:
             region=settings.s3_region,
             http_client=_Pool(
                 timeout=urllib3.Timeout(connect=3, read=60),
-                retries=urllib3.Retry(total=2, backoff_factor=0.2),
+                # A store may stumble (rclone over a folder that two calls make at once): ask again.
+                retries=urllib3.Retry(
+                    total=2,
+                    backoff_factor=0.2,
+                    status_forcelist=(500, 502, 503, 504),
+                    raise_on_status=False,
+                ),
                 maxsize=32,
             ),
         )
