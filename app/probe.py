@@ -24,7 +24,7 @@ from app.signing import Signer
 from app.storage import S3Storage
 from fedselect.errors import FedSelectError
 
-AT_ONCE = 4  # checks that are made at the same time
+AT_ONCE = 1  # checks at the same time: rclone stumbles over several
 PATIENCE = urllib3.Timeout(connect=3, read=10)
 START_DELAY = 2.0  # seconds that the coordinator's start waits for the report at most
 log = logging.getLogger(__name__)

@@ -270,7 +270,8 @@ class S3Storage:
     def multiparts(self, prefix: str) -> Iterator[IncompleteMultipart]:
         """The incomplete multipart uploads of keys below a prefix."""
         marker = ""
-        with _translated(prefix):
+        # rclone answers NoSuchUpload when the last one goes away while it lists.
+        with suppress(Missing), _translated(prefix):
             while True:
                 # Not the SDK's own call: its empty delimiter makes rclone fold all keys away.
                 query: Query = {"uploads": "", "prefix": prefix, "key-marker": marker}
