@@ -270,8 +270,7 @@ class S3Storage:
     def multiparts(self, prefix: str) -> Iterator[IncompleteMultipart]:
         """The incomplete multipart uploads of keys below a prefix."""
         marker = ""
-        # rclone answers NoSuchUpload when the last one goes away while it lists.
-        with suppress(Missing), _translated(prefix):
+        with _nothing_listed(), _translated(prefix):
             while True:
                 # Not the SDK's own call: its empty delimiter makes rclone fold all keys away.
                 query: Query = {"uploads": "", "prefix": prefix, "key-marker": marker}
@@ -319,6 +318,16 @@ class _Pool(urllib3.PoolManager):
         if kind == "text/xml":  # rclone's
             answer.headers["content-type"] = f"application/xml{semicolon}{rest}"
         return answer
+
+
+@contextmanager
+def _nothing_listed() -> Iterator[None]:
+    """Let rclone answer NoSuchUpload when the last one goes away while it lists."""
+    try:
+        yield
+    except Missing as error:
+        if error.code != "multipart_missing":
+            raise
 
 
 @contextmanager
