@@ -31,8 +31,8 @@ check: $(READY)  ## style, types, architecture
 	$(BIN)/mypy
 	$(BIN)/python -m pytest -q -p no:xdist tests/test_architecture.py
 
-bench: $(READY)  ## speed, as ratios against named references; QUICK=1 for small sizes
-	$(BIN)/python -m bench $(if $(QUICK),--quick)
+bench: $(READY)  ## speed, as ratios against named references; QUICK=1 (small, docs unchanged) ONLY=name
+	$(BIN)/python -m bench $(if $(QUICK),--quick) $(addprefix --only ,$(ONLY))
 
 format: $(READY)
 	$(BIN)/ruff check --fix .

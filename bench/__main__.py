@@ -1,24 +1,168 @@
-"""`python -m bench`: run all benchmarks, print the table, write it into docs/PERFORMANCE.md."""
+"""`python -m bench`: run the benchmarks, note the results, write docs/PERFORMANCE.md and its plots.
+
+Every benchmark runs in a process and a folder of its own under ``.bench/`` and is ended at its time
+limit with whatever it started. A full run appends to docs/bench-results.jsonl and writes the page;
+a quick one only prints, unless a file for its results is named.
+"""
 
 from __future__ import annotations
 
 import argparse
+import importlib
+import json
+import os
+import platform
+import shutil
+import signal
+import subprocess
+import sys
+import time
+import traceback
+from dataclasses import asdict
+from datetime import UTC, datetime
+from importlib.metadata import version
 from pathlib import Path
 
-from bench import kernel
-from bench.harness import publish, table
+from app.localprocess import end, search
+from app.localstack import LocalStack
+from bench.harness import REGISTER, Bench, Json, Outcome, Room, all_benches
+from bench.report import draw, render, section
+
+ROOT = Path(__file__).parents[1]
+WORK = ROOT / ".bench"
+RESULTS = ROOT / "docs" / "bench-results.jsonl"
+PAGE = ROOT / "docs" / "PERFORMANCE.md"
+MARK = "FEDSELECT_BENCH_ROOM"  # set for a benchmark and, through it, for all that it starts
+NAMED = ("numpy", "torch", "numba")  # versions worth noting beside Python's
 
 
-def main() -> None:
+def main() -> int:
+    # Whoever is told to stop (a CI time-out) must end what it started, as after Ctrl-C.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    options = _options()
+    if options.alone:
+        importlib.import_module(options.module)
+        return _alone(REGISTER[options.alone], options.form)
+    benches = all_benches()
+    if options.list:
+        print("\n".join(benches))
+        return 0
+    wanted = [benches[name] for name in options.only or benches]
+    place = machine()
+    lines = [place | _run(each, options.form) for each in wanted]
+    _note(lines, options)
+    return int(any(line["error"] for line in lines))
+
+
+def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
-    parser.add_argument("--quick", action="store_true", help="small sizes, docs unchanged")
-    parser.add_argument("--results", type=Path, help="also write the raw figures, as JSON lines")
-    options = parser.parse_args()
-    figures = kernel.run(quick=options.quick)
-    print(table(figures))
-    if not options.quick:
-        publish(figures, results=options.results)
+    parser.add_argument("--quick", dest="form", action="store_const", const="quick", default="full")
+    parser.add_argument("--form", help=argparse.SUPPRESS)
+    parser.add_argument("--only", action="append", metavar="NAME", help="may be repeated")
+    parser.add_argument("--results", type=Path, help="append to this file, leave the docs alone")
+    parser.add_argument("--list", action="store_true")
+    parser.add_argument("--alone", help=argparse.SUPPRESS)  # in this very process
+    parser.add_argument("--module", help=argparse.SUPPRESS)
+    return parser.parse_args()
+
+
+def machine() -> Json:
+    """Where, when and with what this is measured; asked before anything runs."""
+    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    revision = ["git", "describe", "--always", "--dirty", "--exclude", "*"]
+    commit = subprocess.run(revision, cwd=ROOT, capture_output=True, text=True, check=False)
+    versions = [f"Python {platform.python_version()}", *(f"{n} {version(n)}" for n in NAMED)]
+    return {
+        "date": f"{datetime.now(UTC):%Y-%m-%d}",
+        "commit": commit.stdout.strip() or "unknown",
+        "processor": names[0] if names else platform.processor(),
+        "cores": os.cpu_count(),
+        "load": round(os.getloadavg()[0], 1),
+        "versions": ", ".join(versions),
+    }
+
+
+# --- one benchmark in a process of its own -------------------------------------------------------
+
+
+def _run(each: Bench, form: str) -> Json:
+    folder = WORK / each.name
+    _end_all(folder)
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    command = [sys.executable, "-m", "bench", "--alone", each.name, "--module", each.module]
+    started, load = time.monotonic(), os.getloadavg()[0]
+    with (folder / "log").open("w") as log:
+        child = subprocess.Popen(
+            [*command, "--form", form],
+            cwd=ROOT,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            env={**os.environ, MARK: str(folder)},
+            start_new_session=True,
+        )
+        try:
+            child.wait(each.limit(form))
+        except subprocess.TimeoutExpired:
+            print(f"{each.name}: ended after {each.limit(form):.0f} s")
+        finally:
+            child.kill()
+            child.wait()
+            _end_all(folder)
+    found = _outcome(folder, child.returncode)
+    line = {"bench": each.name, "form": form, "load": round(load, 1)} | found
+    line["seconds"] = round(time.monotonic() - started, 1)
+    print(section(line), end="\n\n", flush=True)
+    if not line["error"]:
+        shutil.rmtree(folder, ignore_errors=True)
+    return line
+
+
+def _alone(each: Bench, form: str) -> int:
+    folder = WORK / each.name
+    room = Room(folder)
+    error = ""
+    with room.cleanup:
+        try:
+            outcome = each.run(room, **each.size(form))
+        except Exception as problem:
+            traceback.print_exc()
+            outcome, error = Outcome([]), f"{type(problem).__name__}: {problem}"[:300]
+    (folder / "outcome.json").write_text(json.dumps(asdict(outcome) | {"error": error}))
+    return 0
+
+
+def _outcome(folder: Path, status: int) -> Json:
+    try:
+        return dict(json.loads((folder / "outcome.json").read_text()))
+    except FileNotFoundError:
+        error = f"did not end by itself (status {status}); see {folder.name}/log"
+        return asdict(Outcome([])) | {"error": error}
+
+
+def _end_all(folder: Path) -> None:
+    """End what a benchmark started: its processes inherit our mark, its stacks note their own."""
+    for process in search(lambda each: bool(each.environ().get(MARK) == str(folder))):
+        end(process)
+    for state in folder.rglob("state.json"):
+        LocalStack(state.parent, given={}).down()
+
+
+# --- results -------------------------------------------------------------------------------------
+
+
+def _note(lines: list[Json], options: argparse.Namespace) -> None:
+    results = options.results or (None if options.form == "quick" else RESULTS)
+    if results is None:
+        return
+    with results.open("a") as file:
+        file.writelines(f"{json.dumps(line, ensure_ascii=False)}\n" for line in lines)
+    if results == RESULTS:
+        known = [json.loads(line) for line in RESULTS.read_text().splitlines()]
+        PAGE.write_text(render(PAGE.read_text(), known))
+        draw(known, PAGE.parent / "plots")
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -1,35 +1,43 @@
-"""What all benchmarks share: interleaved timing, figures with their targets, the table in the docs.
+"""The register of benchmarks, and what they share: figures with references, fair timing.
 
-A figure is never a bare time: the machine is shared, so a subject and its references take turns in
-one process, and what counts is the ratio of their medians.
+A benchmark is a function in a module of this folder with the decorator :func:`bench`. It gets a
+:class:`Room` and the numbers of its size, runs in a process of its own (``python -m bench``), and
+returns an :class:`Outcome`. A figure is never bare: the machine is shared, so a subject and its
+reference are measured in the same run, taking turns where they can, and what counts is their ratio.
 """
 
 from __future__ import annotations
 
-import json
-import os
-import platform
+import importlib
 import statistics
-import subprocess
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
-from datetime import UTC, datetime
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
-DOCUMENT = Path(__file__).parents[1] / "docs" / "PERFORMANCE.md"
-BEGIN, END = "<!-- results: begin -->", "<!-- results: end -->"
+FORMS = ("quick", "full")
+FOLDER = Path(__file__).parent
+Json = dict[str, Any]
 
 
 @dataclass(frozen=True)
 class Figure:
-    """One comparison: medians in ms, their ratio, and the ratio wanted (None: for information)."""
+    """One comparison: a subject, its named reference, and the ratio of the two that is wanted.
+
+    ``wanted`` is the largest ratio that will do (the smallest with ``at_least``); without it the
+    figure is for information. Where a target is a plain limit (150 ms, 500 MiB), that limit is the
+    reference, ``against`` says so ("the limit"), and the ratio wanted is 1.
+    """
 
     what: str
-    against: str
     subject: float
+    against: str
     reference: float
     wanted: float | None = None
+    unit: str = "ms"
+    at_least: bool = False
 
     @property
     def ratio(self) -> float:
@@ -39,59 +47,96 @@ class Figure:
     def verdict(self) -> str:
         if self.wanted is None:
             return "–"
-        return "met" if self.ratio <= self.wanted else "missed"
+        met = self.ratio >= self.wanted if self.at_least else self.ratio <= self.wanted
+        return "met" if met else "missed"
+
+
+@dataclass(frozen=True)
+class Curve:
+    """One line of a plot. Curves with the same ``plot`` share it; all its x and y units agree."""
+
+    plot: str  # its title: "round time against clients"
+    name: str  # of this line
+    x: Sequence[float]
+    y: Sequence[float]
+    axes: tuple[str, str] = ("clients", "ms")
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a benchmark found. ``notes`` are sentences that belong below the table."""
+
+    figures: Sequence[Figure]
+    curves: Sequence[Curve] = ()
+    notes: Sequence[str] = ()
+
+
+@dataclass
+class Room:
+    """Where a benchmark works: an empty folder of its own; what is undone at the end."""
+
+    folder: Path
+    cleanup: ExitStack = field(default_factory=ExitStack)
+
+
+@dataclass(frozen=True)
+class Bench:
+    """One registered benchmark. ``quick`` and ``full`` are its sizes, ``minutes`` the limits."""
+
+    name: str
+    module: str
+    quick: Json
+    full: Json
+    minutes: tuple[float, float]
+    run: Callable[..., Outcome]
+
+    def size(self, form: str) -> Json:
+        return self.quick if form == "quick" else self.full
+
+    def limit(self, form: str) -> float:
+        """Seconds after which a run of it is ended."""
+        return 60 * self.minutes[FORMS.index(form)]
+
+
+REGISTER: dict[str, Bench] = {}
+
+
+def bench(
+    *, quick: Json, full: Json, minutes: tuple[float, float]
+) -> Callable[[Callable[..., Outcome]], Callable[..., Outcome]]:
+    """Register a function ``run(room, **size)`` under its own name.
+
+    All quick forms together must end within three minutes, so a quick one has a few seconds.
+    """
+
+    def register(run: Callable[..., Outcome]) -> Callable[..., Outcome]:
+        name = run.__name__
+        assert name not in REGISTER, f"two benchmarks are called {name}"
+        REGISTER[name] = Bench(name, run.__module__, quick, full, minutes, run)
+        return run
+
+    return register
+
+
+def all_benches() -> dict[str, Bench]:
+    """Every benchmark there is, in the order of their modules' names."""
+    for module in sorted(FOLDER.glob("[a-z]*.py")):
+        importlib.import_module(f"bench.{module.stem}")
+    return dict(REGISTER)
 
 
 def medians(subjects: Mapping[str, Callable[[], object]], *, repeats: int) -> dict[str, float]:
     """Median time of each subject in ms; they take turns, and the first turn does not count."""
     times: dict[str, list[float]] = {name: [] for name in subjects}
     for turn in range(repeats + 1):
-        for name, run in subjects.items():
-            begin = time.perf_counter()
-            run()
+        for name, took in _turn(subjects):
             if turn:
-                times[name].append(1000 * (time.perf_counter() - begin))
+                times[name].append(took)
     return {name: statistics.median(found) for name, found in times.items()}
 
 
-def machine() -> dict[str, str]:
-    """Where and when this was measured."""
-    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    commit = subprocess.run(
-        ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False
-    )
-    return {
-        "date": f"{datetime.now(UTC):%Y-%m-%d}",
-        "commit": commit.stdout.strip() or "unknown",
-        "processor": names[0] if names else platform.processor(),
-        "cores": str(os.cpu_count()),
-        "load": f"{os.getloadavg()[0]:.1f}",
-        "Python": platform.python_version(),
-    }
-
-
-def table(figures: list[Figure]) -> str:
-    """The figures as Markdown."""
-    lines = [
-        "| what | ms | against | ms | ratio | wanted | |",
-        "|---|---|---|---|---|---|---|",
-    ]
-    for f in figures:
-        wanted = "–" if f.wanted is None else f"≤ {f.wanted:g}"
-        cells = (f.what, f"{f.subject:.1f}", f.against, f"{f.reference:.1f}", f"{f.ratio:.3g}")
-        lines.append(f"| {' | '.join(cells)} | {wanted} | {f.verdict} |")
-    return "\n".join(lines)
-
-
-def publish(figures: list[Figure], *, results: Path | None) -> None:
-    """Write the table into docs/PERFORMANCE.md, and the raw figures to a file if one is named."""
-    where = machine()
-    said = ", ".join(f"{name} {value}" for name, value in where.items())
-    text = DOCUMENT.read_text()
-    head, _, rest = text.partition(BEGIN)
-    tail = rest.partition(END)[2]
-    DOCUMENT.write_text(f"{head}{BEGIN}\n\n{said}\n\n{table(figures)}\n\n{END}{tail}")
-    if results is not None:
-        rows = [{**where, **asdict(f), "ratio": f.ratio, "verdict": f.verdict} for f in figures]
-        results.write_text("".join(json.dumps(row) + "\n" for row in rows))
+def _turn(subjects: Mapping[str, Callable[[], object]]) -> Iterator[tuple[str, float]]:
+    for name, run in subjects.items():
+        begin = time.perf_counter()
+        run()
+        yield name, 1000 * (time.perf_counter() - begin)

@@ -11,7 +11,7 @@ from collections.abc import Callable
 import numpy as np
 import torch
 
-from bench.harness import Figure, medians
+from bench.harness import Figure, Outcome, Room, bench, medians
 from fedselect.aggregate import Contribution, aggregate
 from fedselect.kernels import LANES
 from fedselect.masks import Mask
@@ -19,9 +19,13 @@ from fedselect.masks import Mask
 PERSONAL = 0.3
 
 
-def run(*, quick: bool) -> list[Figure]:
+@bench(
+    quick={"size": 4_000_000, "clients": 8, "repeats": 5},
+    full={"size": 25_000_000, "clients": 16, "repeats": 7},
+    minutes=(1, 10),
+)
+def kernel(_: Room, *, size: int, clients: int, repeats: int) -> Outcome:
     """All figures of the kernel, per client."""
-    size, clients, repeats = (4_000_000, 8, 5) if quick else (25_000_000, 16, 7)
     torch.set_num_threads(1)
     rng = np.random.default_rng(0)
     base = rng.standard_normal(size, dtype=np.float32)
@@ -31,12 +35,15 @@ def run(*, quick: bool) -> list[Figure]:
     for name in ("aggregate", "aggregate, plain loop"):
         found[name] /= clients
     name = f"aggregate, {size / 1e6:.0f} M × {clients} clients, {LANES} lanes"
-    return [
-        Figure(name, "dense add_ (floor)", found["aggregate"], found["floor"], 1.0),
-        Figure(name, "the authors' arithmetic", found["aggregate"], found["authors"], 1 / 30),
-        Figure(name, "numpy boolean indexing", found["aggregate"], found["numpy"]),
-        Figure(name, "the plain loop", found["aggregate"], found["aggregate, plain loop"]),
-    ]
+    ours = found["aggregate"]
+    return Outcome(
+        [
+            Figure(name, ours, "dense add_ (floor)", found["floor"], 1.0),
+            Figure(name, ours, "the authors' arithmetic", found["authors"], 1 / 30),
+            Figure(name, ours, "numpy boolean indexing", found["numpy"]),
+            Figure(name, ours, "the plain loop", found["aggregate, plain loop"]),
+        ]
+    )
 
 
 def _part(rng: np.random.Generator, size: int) -> Contribution:
