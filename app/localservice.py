@@ -153,17 +153,16 @@ class Coordinator(ProductProcess):
             connection.close()
 
 
-class CeleryProcess(ProductProcess):
-    """A supervised Celery program; without a port, its log must say when it has connected."""
+class SupervisedProcess(ProductProcess):
+    """A program that is started again whenever it ends; its log must say when it is ready."""
 
     has_port = False
     arguments: ClassVar[tuple[str, ...]]
     announcement: ClassVar[str]
 
     def command(self) -> list[str]:
-        """Celery with the application of `workers/`, started again whenever it ends."""
-        supervised = [sys.executable, "-m", "workers.supervise"]
-        return [*supervised, *self.arguments, "--loglevel", "INFO"]
+        """The supervisor of `workers/`, and what it is to run."""
+        return [sys.executable, "-m", "workers.supervise", *self.arguments]
 
     def ready(self) -> None:
         """Look for the announcement in the log of this start."""
@@ -171,20 +170,23 @@ class CeleryProcess(ProductProcess):
             raise NotReadyError(f"the log does not say {self.announcement!r} yet")
 
 
-class Worker(CeleryProcess):
+class Worker(SupervisedProcess):
     """The Celery worker."""
 
     name = "worker"
-    arguments = ("worker", "--concurrency", "2", "--without-gossip", "--without-mingle")
+    arguments = (
+        *("worker", "--concurrency", "2", "--loglevel", "INFO"),
+        *("--without-gossip", "--without-mingle"),
+    )
     announcement = " ready."
 
 
-class Scheduler(CeleryProcess):
-    """Celery's beat, which rings the sweepers; its schedule is in memory, no file to corrupt."""
+class Scheduler(SupervisedProcess):
+    """What happens as time passes: deadlines, dropped doorbells, sealing, deleting."""
 
     name = "scheduler"
-    arguments = ("beat", "--scheduler", "celery.beat:Scheduler")
-    announcement = "beat: Starting..."
+    arguments = ("schedule",)
+    announcement = "scheduler ready"
 
 
 PRODUCT: tuple[type[ProductProcess], ...] = (Coordinator, Worker, Scheduler)

@@ -50,6 +50,12 @@ class AppSettings(DatabaseSettings):
     )
     s3_access_key: SecretStr
     s3_secret_key: SecretStr
+    s3_timeout: float = Field(
+        10,
+        gt=0,
+        description="Seconds of the store's silence that end a call; it is asked once more, "
+        "so keep it below half of LEASE.",
+    )
     storage_strict: bool = Field(
         False, description="Refuse to start unless the store enforces signature, method, expiry."
     )

@@ -137,10 +137,11 @@ class S3Storage:
             secure=endpoint.scheme == "https",
             region=settings.s3_region,
             http_client=_Pool(
-                timeout=urllib3.Timeout(connect=3, read=60),
+                timeout=urllib3.Timeout(connect=3, read=settings.s3_timeout),
                 # A store may stumble (rclone over a folder that two calls make at once): ask again.
                 retries=urllib3.Retry(
                     total=2,
+                    read=1,
                     backoff_factor=0.2,
                     status_forcelist=(500, 502, 503, 504),
                     raise_on_status=False,

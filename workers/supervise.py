@@ -1,9 +1,9 @@
-"""The command behind worker and scheduler: a Celery program that is started again when it ends.
+"""The command behind worker and scheduler: a program that is started again when it ends.
 
-``python -m workers.supervise worker …`` and ``… beat …``; what follows goes to Celery. Owns the
-child process, its restarts and the watchdog, which ends a worker that no longer consumes although
-work is due (celery#10205: after a reconnect to Redis it may be deaf for ever). Must not run tasks,
-nor load the product before the first look: a supervisor outlives what is broken.
+``python -m workers.supervise worker …``, where what follows goes to Celery, and ``… schedule``.
+Owns the child process, its restarts and the watchdog, which ends a worker that no longer consumes
+although work is due (celery#10205: after a reconnect to Redis it may be deaf for ever). Must not
+run tasks, nor load the product before the first look: a supervisor outlives what is broken.
 """
 
 from __future__ import annotations
@@ -18,8 +18,9 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 
 CELERY = (sys.executable, "-m", "celery", "-A", "workers.celery_app")
+SCHEDULER = (sys.executable, "-m", "workers.scheduler")
 LOOK_EVERY = 5.0  # seconds between two looks of the watchdog
-FIRST_PAUSE, LONGEST_PAUSE = 0.5, 30.0  # seconds before a restart, doubled with each quick death
+FIRST_PAUSE, LONGEST_PAUSE = 0.5, 10.0  # seconds before a restart, doubled with each quick death
 HEALTHY = 60.0  # seconds after which a death is not a quick one
 POLL = 0.1  # seconds; how soon a death or a signal is noticed
 log = logging.getLogger("fedselect.supervise")
@@ -120,10 +121,12 @@ class Watchdog:
 
 
 def main(arguments: Sequence[str]) -> None:
-    """Supervise ``celery worker`` or ``celery beat``."""
+    """Supervise ``celery worker`` or the scheduler."""
     logging.basicConfig(level="INFO", format="%(asctime)s %(levelname)s %(name)s %(message)s")
-    watched = arguments[:1] == ["worker"]
-    Supervisor([*CELERY, *arguments], stalled=Watchdog() if watched else None).run()
+    if list(arguments) == ["schedule"]:
+        Supervisor(SCHEDULER).run()
+    else:
+        Supervisor([*CELERY, *arguments], stalled=Watchdog()).run()
 
 
 if __name__ == "__main__":

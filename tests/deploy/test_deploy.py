@@ -68,7 +68,7 @@ def test_the_commands_that_compose_names_exist(compose):
     worker = " ".join(compose["services"]["worker"]["command"])
     scheduler = " ".join(compose["services"]["scheduler"]["command"])
     assert "workers.supervise worker" in worker
-    assert "workers.supervise beat" in scheduler
+    assert "workers.supervise schedule" in scheduler
 
 
 def test_every_long_running_service_has_a_health_check(compose):

@@ -330,15 +330,24 @@ import os
 from celery import Celery
 celery_app = Celery("workers", broker=os.environ["REDIS_URL"])
 """
+SCHEDULER = """
+import signal
+print("scheduler ready", flush=True)
+signal.sigwait({signal.SIGTERM})
+"""
 
 
 @pytest.fixture
 def site(
     stack: LocalStack, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[LocalStack]:
-    """A stack on the shared servers whose product is `MAIN` and `CELERY`."""
+    """A stack on the shared servers whose product is `MAIN`, `CELERY` and `SCHEDULER`."""
     supervise = (Path(__file__).parents[2] / "workers" / "supervise.py").read_text()
-    parts = {"app/main.py": MAIN, "workers/celery_app.py": CELERY}
+    parts = {
+        "app/main.py": MAIN,
+        "workers/celery_app.py": CELERY,
+        "workers/scheduler.py": SCHEDULER,
+    }
     for module, text in {**parts, "workers/supervise.py": supervise}.items():
         path = tmp_path / "product" / module
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -370,7 +379,7 @@ def test_the_product_starts_dies_and_comes_back(site: LocalStack) -> None:
 
 
 @pytest.mark.parametrize("name", ["worker", "scheduler"])
-def test_a_celery_program_that_dies_is_started_again(site: LocalStack, name: str) -> None:
+def test_a_program_that_dies_is_started_again(site: LocalStack, name: str) -> None:
     """Only its supervisor is asked to stop; whatever of the dead one is left is ended."""
     site.up()
     supervisor = psutil.Process(pids(site)[name])
