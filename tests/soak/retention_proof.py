@@ -24,6 +24,7 @@ from .proofs import Figures, Room, proof
 
 # Nothing is too young, and a batch is so small that every trial finds work.
 EAGER = {"RECOMPUTE_WINDOW": "0", "RETAIN_ORPHANS": "0.05", "GC_BATCH": "1"}
+BUSY = {"UPLOADS_PER_MINUTE": "100000"}  # two clients send what would take them days
 COLLECT = "from app import retention, wiring; retention.collect(wiring.build(), batches=1)"
 ROUNDS = 16  # for one trial of every place: two updates each, and a trial deletes one or two
 # Updates first, so that every trial comes by the same places.
@@ -69,7 +70,7 @@ def _deployment(room: Room) -> Iterator[tuple[Campaign, dict[str, str]]]:
     stack = LocalStack(room.folder / "stack", durable=False, given={})
     stack.up(product=False)
     with pytest.MonkeyPatch.context() as patch:
-        for name, value in stack.environment().items():
+        for name, value in {**stack.environment(), **BUSY}.items():
             patch.setenv(name, value)
         migrate()
         core = wiring.build()
