@@ -62,6 +62,31 @@ class Accumulator:
         self._group: list[Part] = []
         self._lanes = lanes
 
+    @classmethod
+    def resume(cls, sums: Sums, *, lanes: int = LANES) -> Accumulator:
+        """Go on from the sums of whole groups, to the same bits as if all were added in one go.
+
+        The accumulator owns ``sums`` from now on: it adds to these very arrays.
+
+        Raises:
+            ValueError: the arrays are not of one shape (n,) or not of the types of ``Sums``.
+        """
+        sums.check()
+        accumulator = cls(0, lanes=lanes)
+        accumulator._sums = sums
+        return accumulator
+
+    @property
+    def sums(self) -> Sums:
+        """The running sums of the groups added so far: these themselves, which go on changing.
+
+        Raises:
+            ValueError: a group is open, so they would not say how to go on.
+        """
+        if self._group:
+            raise ValueError(f"{len(self._group)} updates of an open group are not in the sums")
+        return self._sums
+
     def add(self, packed: ByteVector, values: FloatVector, weight: float = 1.0) -> None:
         """Add the next update: the mask bytes (ceil(n/8),) and shared values of this range.
 

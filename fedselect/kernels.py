@@ -55,6 +55,21 @@ class Sums:
         """Sums of nothing."""
         return cls(np.zeros(size), np.zeros(size, dtype=np.int32))
 
+    def check(self) -> None:
+        """See that compiled code may write to the arrays.
+
+        Raises:
+            ValueError: a wrong type, different shapes, or an array that is read-only or has gaps.
+        """
+        wanted = ((self.total, np.float64), (self.counts, np.int32), (self.weights, np.float64))
+        for array, dtype in wanted:
+            if array is None:
+                continue
+            if array.dtype != dtype or array.shape != (self.total.size,):
+                raise ValueError(f"sums are of {dtype.__name__} and one shape (n,)")
+            if not (array.flags.c_contiguous and array.flags.writeable):
+                raise ValueError("sums must be contiguous and writeable")
+
     def clear(self) -> None:
         """Make them sums of nothing again."""
         self.total.fill(0)

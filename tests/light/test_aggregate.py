@@ -261,6 +261,56 @@ def test_values_straight_from_a_file_are_read_only_and_fine():
     assert accumulator.finish(np.zeros(8, dtype=np.float32), 1).tolist() == [1.0] * 3 + [0.0] * 5
 
 
+@FAST
+@given(
+    st.integers(0, 2**32),
+    st.integers(1, 70),
+    st.lists(st.just(1.0) | WEIGHTS, min_size=GROUP, max_size=3 * GROUP),
+    st.integers(1, 3),
+)
+def test_sums_of_whole_groups_can_be_stored_and_gone_on_from(seed, dim, weights, k):
+    base, parts = round_of(seed, dim, weights)
+    accumulator = Accumulator(dim)
+    for number, part in enumerate(parts, start=1):
+        accumulator.add(part.mask.packed, part.values, part.weight)
+        if number % GROUP == 0:
+            accumulator = Accumulator.resume(copied(accumulator.sums))
+    assert same_bits(accumulator.finish(base, k), reference(base, parts, k))
+
+
+def copied(sums: Sums) -> Sums:
+    """As if they had been bytes in between."""
+    stored = [None if a is None else a.tobytes() for a in (sums.total, sums.counts, sums.weights)]
+    types = (np.float64, np.int32, np.float64)
+    back = (
+        None if data is None else np.frombuffer(bytearray(data), dtype=dtype)
+        for data, dtype in zip(stored, types, strict=True)
+    )
+    return Sums(*back)
+
+
+def test_sums_of_an_open_group_are_not_given_out():
+    accumulator = Accumulator(8)
+    accumulator.add(np.zeros(1, np.uint8), np.ones(8, np.float32))
+    with pytest.raises(ValueError, match="1 updates of an open group"):
+        _ = accumulator.sums
+
+
+@pytest.mark.parametrize(
+    "sums",
+    [
+        Sums(np.zeros(8), np.zeros(7, np.int32)),
+        Sums(np.zeros(8), np.zeros(8, np.int64)),
+        Sums(np.zeros(8), np.zeros(8, np.int32), np.zeros(8, np.float32)),
+        Sums(np.zeros(16)[::2], np.zeros(8, np.int32)),
+        Sums(np.frombuffer(bytes(64)), np.zeros(8, np.int32)),
+    ],
+)
+def test_sums_that_compiled_code_could_not_add_to_are_refused(sums):
+    with pytest.raises(ValueError, match="sums"):
+        Accumulator.resume(sums)
+
+
 def test_value_range_finds_a_shard_in_the_compact_values():
     personal = np.zeros(2 * BLOCK + 10, dtype=np.bool_)
     personal[:5] = personal[BLOCK] = personal[-1] = True
