@@ -10,11 +10,12 @@ from pathlib import Path
 import pytest
 from wire_samples import GOLDEN, MASK, SPACE
 
-from fedselect import inspection, layout, lifecycle, wire
+from fedselect import deflate, deltas, inspection, layout, lifecycle, wire
 from fedselect.errors import MaskError, WireError
 from fedselect.masks import BLOCK
 from fedselect.protocol import GROUP, SHARD, Manifest, ManifestUpdate
 
+MODULES = (wire, layout, inspection, deltas, deflate)
 DOCS = Path(__file__).parents[2] / "docs"
 WIRE = (DOCS / "WIRE.md").read_text()
 CYCLE = (DOCS / "ROUND-CYCLE.md").read_text()
@@ -36,7 +37,7 @@ def test_the_worked_example_is_the_golden_file():
 
 def codes_of_wire() -> set[str]:
     """Constants that look like codes: ``code=…``, and the table of what must match."""
-    text = "\n".join(Path(m.__file__).read_text() for m in (wire, layout, inspection))
+    text = "\n".join(Path(m.__file__).read_text() for m in MODULES)
     tree = ast.parse(text.replace("from __future__ import annotations", ""))
     words = {n.value for n in ast.walk(tree) if isinstance(n, ast.Constant)}
     named = {
