@@ -32,7 +32,7 @@ from fedselect.protocol import (
 from fedselect.uploads import UploadStatus, UploadTicket
 
 from . import invariants
-from .faultproxy import HOST, FaultProxy, seeded
+from .faultproxy import HOST, FaultProxy, Kind, seeded
 from .fleet import REPORT, encode, flat_space, plain_settings, settle
 from .proofs import Figures, Room, proof
 from .stack import Stack
@@ -47,11 +47,11 @@ Shape = TypeVar("Shape", bound=BaseModel)
     test="calls through a fault proxy: latency, reset, black hole, half-open, cut after n bytes, "
     "response dropped after commit",
     target="1,000 retried operations: 1 effect, same answer",
-    quick={"runs": 3},
-    full={"runs": 42},
+    quick={"runs": 3, "least": 70},
+    full={"runs": 42, "least": 1000},
     minutes=(4, 45),
 )
-def network(room: Room, *, runs: int) -> Figures:
+def network(room: Room, *, runs: int, least: int) -> Figures:
     tally = Tally()
     with Stack(room.folder / "stack") as stack:
         invariants.arm(stack)
@@ -80,7 +80,8 @@ def network(room: Room, *, runs: int) -> Figures:
         "differ": tally.differ[:20],
         "broken": broken[:20],
     }
-    return Figures(not (repeated or tally.differ or broken), text, numbers)
+    enough = tally.calls.total() >= least and all(proxy.done[kind] for kind in Kind)
+    return Figures(enough and not (repeated or tally.differ or broken), text, numbers)
 
 
 TWICE = {
