@@ -21,7 +21,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import BinaryIO, cast
 
-from sqlalchemy import create_engine, make_url, select, text, union
+from sqlalchemy import create_engine, make_url, select, text
 from sqlalchemy.pool import NullPool
 
 from app import objects, retention
@@ -107,8 +107,8 @@ def back_up(core: Coordinator, folder: Path) -> Backup:
 def _expected(core: Coordinator) -> set[str]:
     """Keys that rows name now: a dump made later, with no deletion between, names them as well."""
     with core.db.transaction(ACTOR, "backup.expected") as tx:
-        named = union(*(select(column) for column in objects.NAMED_IN))
-        live = select(Object.key).where(Object.deletion_id.is_(None), Object.key.in_(named))
+        named = Object.key.in_(objects.named_keys())
+        live = select(Object.key).where(Object.deletion_id.is_(None), named)
         return set(tx.session.scalars(live))
 
 

@@ -5,10 +5,12 @@ Owns the ``models`` and ``versions`` rows. Must not know rounds or who trains.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from datetime import timedelta
 from uuid import UUID, uuid4
 
 from sqlalchemy import Select, select
+from sqlalchemy.orm import aliased
 
 from app import ledger
 from app.auth import Principal
@@ -17,7 +19,8 @@ from app.errors import Conflict, Gone, Missing
 from app.storage import Storage
 from app.tables import Model, Object, Version
 from fedselect import __version__
-from fedselect.protocol import Download, ModelCreate, ModelInfo, VersionInfo
+from fedselect.downloads import LONGEST_CHAIN, DeltaFacts, cheapest
+from fedselect.protocol import DeltaDownload, Download, ModelCreate, ModelInfo, VersionInfo
 from fedselect.space import ParameterSpace
 
 
@@ -136,6 +139,51 @@ def download(
     return storage.sign_get(
         version.object_key, sha256=version.sha256, size=version.size, until=until
     )
+
+
+def deltas_to(
+    tx: Tx, version: Version, held: Sequence[str], *, storage: Storage, lifetime: float
+) -> list[DeltaDownload] | None:
+    """The smallest way to a version for a client that holds those of these digests.
+
+    Signed addresses of delta files in the order in which they are applied, none if it holds the
+    version; None: the whole file is smaller, or the only way.
+    """
+    if version.sha256 in held:
+        return []
+    files = _leading_to(tx, version) if held and version.delta_key else {}
+    chain = cheapest(list(files), target=version.sha256, size=version.size, held=held)
+    if chain is None:
+        return None
+    until = tx.now + timedelta(seconds=lifetime)
+
+    def sign(facts: DeltaFacts) -> Download:
+        key, sha256 = files[facts]
+        return storage.sign_get(key, sha256=sha256, size=facts.size, until=until)
+
+    return [DeltaDownload(base=f.base, result=f.result, download=sign(f)) for f in chain]
+
+
+def _leading_to(tx: Tx, version: Version) -> dict[DeltaFacts, tuple[str, str]]:
+    """Key and SHA-256 of an arm's last delta files up to a version, the newest first."""
+    parent = aliased(Version)
+    query = (
+        select(parent.sha256, Version)
+        .join(parent, parent.id == Version.parent_id)
+        .join(Object, Object.key == Version.delta_key)
+        .where(
+            Version.arm_id == version.arm_id,
+            Version.number <= version.number,
+            Version.number > version.number - LONGEST_CHAIN,
+            Object.deletion_id.is_(None),
+        )
+        .order_by(Version.number.desc())
+    )
+    return {
+        DeltaFacts(base, found.sha256, found.delta_size): (found.delta_key, found.delta_sha256)
+        for base, found in tx.session.execute(query)
+        if found.delta_key and found.delta_sha256 and found.delta_size
+    }
 
 
 def models(principal: Principal) -> Select[Model]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from datetime import timedelta
 from uuid import UUID
 
-from sqlalchemy import Select, func, or_, select
+from sqlalchemy import ColumnElement, Select, func, or_, select
 from sqlalchemy.orm import aliased
 
 from app import catalog, ledger, rounds
@@ -26,6 +26,7 @@ from app.tables import (
     Run,
     Version,
 )
+from app.wiring import Coordinator
 from fedselect.lifecycle import (
     GATHERING_ROUNDS,
     OPEN_ASSIGNMENTS,
@@ -55,7 +56,7 @@ from fedselect.protocol import (
 SEEN_EVERY = timedelta(seconds=60)  # a write per check-in would be a write per poll
 
 
-def check_in(tx: Tx, principal: Principal, body: CheckIn) -> CheckInAnswer:
+def check_in(tx: Tx, principal: Principal, body: CheckIn, *, core: Coordinator) -> CheckInAnswer:
     """Tell a client the outcome it waits for, give it work if there is any, and a retry window.
 
     Raises:
@@ -65,18 +66,29 @@ def check_in(tx: Tx, principal: Principal, body: CheckIn) -> CheckInAnswer:
     if client.last_seen_at is None or tx.now - client.last_seen_at > SEEN_EVERY:
         client.last_seen_at = tx.now
     outcome = _outcome(tx, client, body.pending) if body.pending else None
-    work = None if _unsettled(outcome) else (_open(tx, client) or _join(tx, client))
+    work = None if _unsettled(outcome) else (_open(tx, client) or _join(tx, client, body))
     run = _newest_run(tx, client)
     policy = RunSettings.model_validate(run.settings).round if run else RoundPolicy()
     low, high = retry_window(policy.retry_after)
     checkpoint = ledger.newest_checkpoint(tx)
     return CheckInAnswer(
-        assignment=_document(tx, work) if work else None,
+        assignment=_document(tx, work, body, core=core) if work else None,
         pending=outcome,
         retry_after_min=low,
         retry_after_max=high,
         checkpoint=checkpoint.text if checkpoint else None,
         run_state=RunState(run.state) if run else None,
+        unable=_unable(run, body) if run and work is None else None,
+    )
+
+
+def _unable(run: Run, body: CheckIn) -> str | None:
+    encoding = run.settings.get("wire", {}).get("encoding", "f32")
+    if run.state != RunState.RUNNING or encoding in body.encodings:
+        return None
+    return (
+        f"run {run.name!r} exchanges {encoding} files, this agent can do "
+        f"{', '.join(body.encodings) or 'none'}; install a newer fedselect at the client"
     )
 
 
@@ -122,8 +134,10 @@ def _open(tx: Tx, client: Client) -> Assignment | None:
     return tx.session.scalars(query).first()
 
 
-def _join(tx: Tx, client: Client) -> Assignment | None:
-    round_id = tx.session.scalar(_rejected_in(tx, client)) or tx.session.scalar(_new_to(tx, client))
+def _join(tx: Tx, client: Client, body: CheckIn) -> Assignment | None:
+    able = _able(body)
+    round_id = tx.session.scalar(_rejected_in(tx, client).where(able))
+    round_id = round_id or tx.session.scalar(_new_to(tx, client).where(able))
     if round_id is None:
         return None
     # What was read before the lock may have changed: look again under it.
@@ -142,6 +156,12 @@ def _join(tx: Tx, client: Client) -> Assignment | None:
     if not again or not rounds.gathering(tx, last):
         return None
     return rounds.assign(tx, run, current, client, attempt=last.attempt + 1)
+
+
+def _able(body: CheckIn) -> ColumnElement[bool]:
+    """That the agent can write and read the files of a run."""
+    encoding = Run.settings["wire"]["encoding"].as_string()
+    return func.coalesce(encoding, "f32").in_(body.encodings)
 
 
 def _new_to(tx: Tx, client: Client) -> Select[UUID]:
@@ -199,7 +219,9 @@ def _newest_run(tx: Tx, client: Client) -> Run | None:
     return tx.session.scalars(query).first()
 
 
-def _document(tx: Tx, assignment: Assignment) -> AssignmentDocument:
+def _document(
+    tx: Tx, assignment: Assignment, body: CheckIn, *, core: Coordinator
+) -> AssignmentDocument:
     run = tx.session.get_one(Run, assignment.run_id)
     model = tx.session.get_one(Model, run.model_id)
     base = tx.session.get_one(Version, assignment.version_id)
@@ -216,6 +238,13 @@ def _document(tx: Tx, assignment: Assignment) -> AssignmentDocument:
         state=AssignmentState(assignment.state),
         space_digest=model.space_digest,
         base=catalog.version_info(base),
+        deltas=catalog.deltas_to(
+            tx,
+            base,
+            body.versions,
+            storage=core.storage,
+            lifetime=core.settings.url_lifetime,
+        ),
         origin=catalog.version_info(catalog.origin_version(tx, assignment.arm_id)),
         mask=MaskInfo(version=mask.number, sha256=mask.sha256) if mask else None,
         deadline=assignment.deadline,

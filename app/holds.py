@@ -114,7 +114,10 @@ def _by_a_mask(now: datetime, policy: RetentionPolicy) -> Condition:
 
 
 def _by_a_version(now: datetime, policy: RetentionPolicy) -> Condition:
-    """Version files: pinned ones, bases of what must be recomputable, and what is not yet old."""
+    """Version files: pinned ones, bases of what must be recomputable, and what is not yet old.
+
+    A version's delta file stays as long as the version's own.
+    """
     child, work = aliased(Version), aliased(Assignment)
     base = or_(
         exists().where(Round.base_version_id == Version.id, Round.state.in_(OPEN_ROUNDS)),
@@ -125,7 +128,8 @@ def _by_a_version(now: datetime, policy: RetentionPolicy) -> Condition:
     in_use = exists().where(work.version_id == Version.id, work.state.in_(OPEN_WORK))
     young = Version.created_at >= now - policy.versions if policy.versions else true()
     any_of = or_(_newest(Version), Version.recomputable, base, in_use, young)
-    return exists().where(Version.object_key == Object.key, any_of)
+    mine = or_(Version.object_key == Object.key, Version.delta_key == Object.key)
+    return exists().where(mine, any_of)
 
 
 def verifying(project_id: UUID) -> Condition:

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from uuid import UUID
 
-from sqlalchemy import select, union
+from sqlalchemy import CompoundSelect, select, union
 from sqlalchemy.dialects.postgresql import insert
 
 from app.db import Tx
@@ -20,7 +20,7 @@ from app.tables import MaskRecord, Object, Update, Version
 from app.wiring import Coordinator
 
 PREFIXES = ("accepted/", "masks/", "versions/")  # what is registered; the rest is transient
-NAMED_IN = (Update.object_key, MaskRecord.object_key, Version.object_key)
+NAMED_IN = (Update.object_key, MaskRecord.object_key, Version.object_key, Version.delta_key)
 ACTOR = "check"
 
 
@@ -55,6 +55,11 @@ def named_among(tx: Tx, keys: Sequence[str]) -> set[str]:
     """Those of the keys that any row names."""
     queries = (select(column).where(column.in_(keys)) for column in NAMED_IN)
     return set(tx.session.scalars(union(*queries)))
+
+
+def named_keys() -> CompoundSelect[str]:
+    """The keys that any row names, as a query."""
+    return union(*(select(column).where(column.is_not(None)) for column in NAMED_IN))
 
 
 # --- the check ---------------------------------------------------------------------------------
@@ -102,7 +107,7 @@ def check_objects(core: Coordinator) -> ObjectCheck:
 
 def _expected(tx: Tx, register: dict[str, Object]) -> dict[str, int]:
     """Keys that a row names and nobody has begun to delete, with their sizes."""
-    keys = tx.session.scalars(union(*(select(column) for column in NAMED_IN)))
+    keys = tx.session.scalars(named_keys())
     return {key: register[key].size for key in keys if register[key].deletion_id is None}
 
 

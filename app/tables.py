@@ -227,6 +227,11 @@ class Version(Table):
         Index(
             "uq_versions_initial", "model_id", unique=True, postgresql_where=text("arm_id IS NULL")
         ),
+        CheckConstraint(
+            "(delta_key IS NULL) = (delta_sha256 IS NULL) AND"
+            " (delta_key IS NULL) = (delta_size IS NULL)",
+            name="delta_whole",
+        ),
     )
     id: Mapped[UUID] = _id()
     project_id: Mapped[UUID] = mapped_column(ForeignKey("projects.id"))
@@ -240,6 +245,10 @@ class Version(Table):
     object_key: Mapped[str] = mapped_column(ForeignKey("objects.key"), index=True)
     sha256: Mapped[str]
     size: Mapped[int]
+    encoding: Mapped[str] = mapped_column(default="f32", server_default="f32")
+    delta_key: Mapped[str | None] = mapped_column(ForeignKey("objects.key"), index=True)
+    delta_sha256: Mapped[str | None]
+    delta_size: Mapped[int | None]
     manifest_sha256: Mapped[str | None]
     code_version: Mapped[str]
     recomputable: Mapped[bool] = mapped_column(default=True, server_default=text("true"))

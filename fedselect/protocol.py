@@ -106,6 +106,11 @@ class VersionInfo(Answer):
     number: int
     sha256: str = Field(description="Digest of the version file.")
     size: int = Field(description="Bytes of the version file.")
+    encoding: str = Field("f32", description="How clients and this version encode what they add.")
+    delta_sha256: str | None = Field(
+        None, description="Digest of the file that leads from its parent to it, if there is one."
+    )
+    delta_size: int | None = Field(None, description="Bytes of that file.")
     parent_id: UUID | None
     manifest_sha256: str | None
     code_version: str
@@ -163,6 +168,17 @@ class CheckIn(Request):
 
     pending: UUID | None = None
     agent_version: str = Field("", max_length=64)
+    encodings: list[Name] = Field(
+        ["f32"],
+        max_length=16,
+        description="What this agent can write and read; it gets no other run's work.",
+        examples=[["f32", "bf16", "int8"]],
+    )
+    versions: list[Sha256] = Field(
+        [],
+        max_length=64,
+        description="Digests of the version files that it holds, so that it need not fetch all.",
+    )
 
 
 class MaskInfo(Answer):
@@ -180,6 +196,14 @@ class RunBrief(Answer):
     settings: RunSettings
 
 
+class DeltaDownload(Answer):
+    """A delta file: applied to the version file ``base`` it gives the one of digest ``result``."""
+
+    base: Sha256
+    result: Sha256
+    download: Download
+
+
 class Assignment(Answer):
     """Work for one client: train in a round, or evaluate a version."""
 
@@ -192,6 +216,11 @@ class Assignment(Answer):
     state: AssignmentState
     space_digest: str
     base: VersionInfo
+    deltas: list[DeltaDownload] | None = Field(
+        None,
+        description="The smallest way to `base` from a version that the client holds: delta files, "
+        "to be applied in this order; none if it holds `base`. Null: fetch the whole file.",
+    )
     origin: VersionInfo = Field(description="The arm's version 0.")
     mask: MaskInfo | None
     deadline: datetime
@@ -215,6 +244,9 @@ class CheckInAnswer(Answer):
     retry_after_max: float = Field(description="Seconds.")
     checkpoint: str | None = Field(None, description="The newest signed ledger checkpoint.")
     run_state: RunState | None = Field(None, description="State of the client's newest run.")
+    unable: str | None = Field(
+        None, description="Why this agent gets no work of that run, in words, if it cannot do any."
+    )
 
 
 class Decline(Request):

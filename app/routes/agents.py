@@ -56,8 +56,12 @@ def register(body: Registration, call: Call = public()) -> Registered:
     responses=problems(401, 403, 404),
 )
 def check_in(body: CheckIn, call: Call = OWN) -> CheckInAnswer:
-    """Gives an assignment if there is one, the state of `pending`, and a retry window."""
-    return call.run(lambda tx: checkins.check_in(tx, call.who, body))
+    """Gives an assignment if there is one, the state of `pending`, and a retry window.
+
+    Say in `versions` which version files you hold: the assignment then names the smallest way to
+    its `base`.
+    """
+    return call.run(lambda tx: checkins.check_in(tx, call.who, body, core=call.core))
 
 
 @router.get(

@@ -303,3 +303,23 @@ def test_a_client_that_asks_again_before_its_first_call_is_through_gets_the_same
             assert until(lambda: project.sql(client_waits)[0][0] == 2, seconds=30)
         first, second = (call.result(30)["id"] for call in calls)
     assert first == second
+
+
+def test_who_holds_the_base_need_not_fetch_it(project):
+    campaign = start(project, clients=2)
+    work = campaign.clients[0].assignment()
+    assert work["deltas"] is None, "nothing was said of what it holds"
+    held = campaign.clients[0].check_in(versions=["0" * 64, work["base"]["sha256"]])
+    assert held["assignment"]["deltas"] == []
+    other = campaign.clients[0].check_in(versions=["0" * 64])
+    assert other["assignment"]["deltas"] is None
+
+
+def test_an_agent_is_not_given_what_it_cannot_do(project):
+    campaign = start(project, clients=2)
+    answer = campaign.clients[0].check_in(encodings=["int4", "x-later"])
+    assert answer["assignment"] is None
+    assert "f32" in answer["unable"]
+    answer = campaign.clients[0].check_in(encodings=["int4", "f32"])
+    assert answer["assignment"] is not None
+    assert answer["unable"] is None
