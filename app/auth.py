@@ -12,72 +12,147 @@ import re
 import secrets
 import zlib
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from enum import StrEnum
 from uuid import UUID
 
 from sqlalchemy import select
 
-from app import ledger
 from app.db import Tx
-from app.errors import Forbidden, Unauthorized
-from app.tables import Client, Enrolment, Key
+from app.errors import Forbidden, Invalid, Missing, Unauthorized
+from app.tables import Client, Enrolment, Key, Project
+from fedselect.tenancy import Identity
 
 KEY_PREFIX = "fsk"
 ENROLMENT_PREFIX = "fse"
+PROJECT_HEADER = "FedSelect-Project"
+USE_NOTED_EVERY = timedelta(minutes=1)
 TOKEN = re.compile(r"([a-z]+)_([0-9a-f]{16})_([0-9a-f]{64})_([0-9a-f]{8})")
 
 
 class Scope(StrEnum):
     """What a route may ask for."""
 
+    IDENTITY = "identity"
     CLIENT_OWN = "client:own"
+    CLIENT_ADMIN = "client:admin"
+    CLIENT_ERASE = "client:erase"
     VERSION_READ = "version:read"
     UPLOAD = "upload"
     ROUND_READ = "round:read"
     ROUND_ADMIN = "round:admin"
+    PROJECT_READ = "project:read"
+    PROJECT_ADMIN = "project:admin"
+    KEY_OWN = "key:own"
+    KEY_READ = "key:read"
     KEY_ADMIN = "key:admin"
     AUDIT_READ = "audit:read"
     LEDGER_WITNESS = "ledger:witness"
 
 
+_LOOK = {
+    Scope.IDENTITY,
+    Scope.KEY_OWN,
+    Scope.PROJECT_READ,
+    Scope.ROUND_READ,
+    Scope.LEDGER_WITNESS,
+}
 ROLES: dict[str, frozenset[Scope]] = {
     "owner": frozenset(Scope) - {Scope.CLIENT_OWN},
-    "auditor": frozenset(
-        {Scope.ROUND_READ, Scope.VERSION_READ, Scope.AUDIT_READ, Scope.LEDGER_WITNESS}
+    "operator": frozenset(
+        {*_LOOK, Scope.VERSION_READ, Scope.UPLOAD, Scope.ROUND_ADMIN, Scope.CLIENT_ADMIN}
     ),
-    "client": frozenset({Scope.CLIENT_OWN, Scope.VERSION_READ, Scope.UPLOAD, Scope.LEDGER_WITNESS}),
+    # Reads everything and changes nothing: not even its own key.
+    "auditor": frozenset({*_LOOK, Scope.VERSION_READ, Scope.AUDIT_READ, Scope.KEY_READ})
+    - {Scope.KEY_OWN},
+    "viewer": frozenset(_LOOK),
+    "client": frozenset(
+        {
+            Scope.IDENTITY,
+            Scope.KEY_OWN,
+            Scope.CLIENT_OWN,
+            Scope.VERSION_READ,
+            Scope.UPLOAD,
+            Scope.LEDGER_WITNESS,
+        }
+    ),
 }
 
 
 @dataclass(frozen=True, slots=True)
 class Principal:
-    """Who asks: a key of a project, for a client its client."""
+    """Who asks, for which project, and what they may do.
+
+    ``project`` is None for a key of a whole organisation (``organisation_wide``) that names none.
+    """
 
     key_id: str
-    project_id: UUID
+    organisation_id: UUID
+    project: UUID | None
     role: str
-    client_id: UUID | None
+    scopes: frozenset[Scope]
+    client_id: UUID | None = None
+    organisation_wide: bool = False
+    expires_at: datetime | None = None
 
     @property
     def actor(self) -> str:
         """How the ledger names this principal."""
         return f"client:{self.client_id}" if self.client_id else f"key:{self.key_id}"
 
+    @property
+    def project_id(self) -> UUID:
+        """The project that this call is about.
+
+        Raises:
+            Invalid: project_required.
+        """
+        if self.project is None:
+            raise Invalid(
+                f"this key is for a whole organisation: name the project in {PROJECT_HEADER}",
+                code="project_required",
+            )
+        return self.project
+
+    def identity(self) -> Identity:
+        """This principal as the interface shows it."""
+        return Identity(
+            kind="client" if self.client_id else "key",
+            id=str(self.client_id or self.key_id),
+            role=self.role,
+            scopes=sorted(self.scopes),
+            organisation_id=self.organisation_id,
+            project_id=self.project,
+            expires_at=self.expires_at,
+        )
+
     def require(self, scope: Scope) -> None:
-        """Refuse what the role does not allow.
+        """Refuse what role or key does not allow.
 
         Raises:
             Forbidden: scope_missing.
         """
-        if scope not in ROLES.get(self.role, frozenset()):
-            raise Forbidden(f"this needs the scope {scope.value}, which role {self.role} lacks")
+        if scope in self.scopes:
+            return
+        lacks = "this key was not given" if scope in ROLES[self.role] else f"role {self.role} lacks"
+        raise Forbidden(f"this needs the scope {scope.value}, which {lacks}")
+
+    def require_organisation(self) -> None:
+        """Refuse a key of one project what concerns the others.
+
+        Raises:
+            Forbidden: organisation_key_needed.
+        """
+        if not self.organisation_wide:
+            raise Forbidden(
+                "this needs a key of the whole organisation", code="organisation_key_needed"
+            )
 
     @property
     def client(self) -> UUID:
         """The client behind a client key."""
         if self.client_id is None:
-            raise Forbidden("this call is for a client's own key")
+            raise Forbidden("this call is for a client's own key", code="client_key_needed")
         return self.client_id
 
 
@@ -114,31 +189,14 @@ def _digest(secret: str, pepper: bytes) -> bytes:
     return hmac.digest(pepper, secret.encode(), hashlib.sha256)
 
 
-def issue_key(
-    tx: Tx, pepper: bytes, *, project: UUID, role: str, client: UUID | None = None
-) -> str:
-    """Write a new key and return its text, the only time that it is seen."""
-    token = mint(KEY_PREFIX, pepper)
-    tx.session.add(
-        Key(
-            id=token.id,
-            project_id=project,
-            client_id=client,
-            role=role,
-            digest=token.digest,
-            created_at=tx.now,
-        )
-    )
-    body = {"role": role, "client": str(client) if client else None}
-    ledger.append(tx, "key.issued", f"key:{token.id}", project=project, body=body)
-    return token.text
-
-
-def authenticate(tx: Tx, pepper: bytes, authorization: str | None) -> Principal:
-    """The principal behind an ``Authorization: Bearer`` header.
+def authenticate(
+    tx: Tx, pepper: bytes, authorization: str | None, project: UUID | None = None
+) -> Principal:
+    """The principal behind an ``Authorization: Bearer`` header, for the project it names.
 
     Raises:
         Unauthorized: no key, an unknown, expired or revoked one, or a client that is not active.
+        Missing: the project is not the key's, nor of the key's organisation.
     """
     scheme, _, text = (authorization or "").partition(" ")
     if scheme.lower() != "bearer" or not text:
@@ -151,7 +209,43 @@ def authenticate(tx: Tx, pepper: bytes, authorization: str | None) -> Principal:
     if not hmac.compare_digest(key.digest, _digest(found[1], pepper)):
         raise Unauthorized("this key is not known; check that it is complete", code="key_unknown")
     _check_alive(key, client, tx.now)
-    return Principal(key.id, key.project_id, key.role, key.client_id)
+    _note_use(tx, key)
+    return _principal(tx, key, project)
+
+
+def _principal(tx: Tx, key: Key, project: UUID | None) -> Principal:
+    granted = ROLES.get(key.role, frozenset())
+    if key.scopes is not None:
+        granted &= frozenset(key.scopes)
+    if project is not None and project != key.project_id:
+        _check_project(tx, key, project)
+    return Principal(
+        key.id,
+        key.organisation_id,
+        key.project_id or project,
+        key.role,
+        granted,
+        client_id=key.client_id,
+        organisation_wide=key.project_id is None,
+        expires_at=key.expires_at,
+    )
+
+
+def _check_project(tx: Tx, key: Key, project: UUID) -> None:
+    query = select(Project.id).where(
+        Project.id == project, Project.organisation_id == key.organisation_id
+    )
+    if key.project_id is not None or tx.session.scalar(query) is None:
+        raise Missing(f"there is no project {project}")
+
+
+def _note_use(tx: Tx, key: Key) -> None:
+    """Once a minute at most, and nobody waits for anybody: whoever has the row writes it."""
+    if key.last_used_at is not None and tx.now - key.last_used_at < USE_NOTED_EVERY:
+        return
+    query = select(Key).where(Key.id == key.id).with_for_update(skip_locked=True, key_share=True)
+    for row in tx.session.scalars(query):
+        row.last_used_at = tx.now
 
 
 def _key_row(tx: Tx, key_id: str) -> tuple[Key, Client | None] | None:

@@ -21,7 +21,7 @@ from alembic.config import Config
 from rich.console import Console
 from rich.table import Table
 
-from app import jobs_cli, ledger, storage_cli, tenants, upkeep_cli, wiring
+from app import jobs_cli, keys, ledger, storage_cli, tenants, upkeep_cli, wiring
 from fedselect.errors import FedSelectError
 from fedselect.personal import write_atomically
 
@@ -119,7 +119,7 @@ def prepare(root: Path, environment: dict[str, str]) -> None:
 def _first_key(core: wiring.Coordinator, role: str = "owner") -> str:
     with core.db.transaction("command-line", "first_key") as tx:
         project = tenants.ensure_project(tx, organisation="default", project="default")
-        return tenants.issue_key(tx, core.settings.pepper, project=project, role=role)
+        return keys.first(tx, core.settings.pepper, project, role=role, name="first key").key
 
 
 @admin.command()
@@ -141,18 +141,27 @@ def create_bucket() -> None:
 @admin.command("create-key")
 def create_key(
     organisation: Annotated[str, typer.Option()] = "default",
-    project: Annotated[str, typer.Option()] = "default",
-    role: Annotated[str, typer.Option(help="owner or auditor")] = "owner",
+    project: Annotated[
+        str, typer.Option(help="'' for a key of the whole organisation.")
+    ] = "default",
+    role: Annotated[str, typer.Option(help="owner, operator, auditor or viewer")] = "owner",
     root: upkeep_cli.Root = DEFAULT_ROOT,
 ) -> None:
-    """Print a new key of a project, created with it if needed. It is shown this one time."""
+    """Print a new key, also when all others are lost; what it is for is created if needed.
+
+    It is shown this one time.
+    """
     with (
         upkeep_cli.deployment(root) as core,
         core.db.transaction("command-line", "create_key") as tx,
     ):
-        project_id = tenants.ensure_project(tx, organisation=organisation, project=project)
-        key = tenants.issue_key(tx, core.settings.pepper, project=project_id, role=role)
-    typer.echo(key)
+        place = (
+            tenants.ensure_project(tx, organisation=organisation, project=project)
+            if project
+            else tenants.ensure_organisation(tx, organisation)
+        )
+        issued = keys.first(tx, core.settings.pepper, place, role=role, name="command line")
+    typer.echo(issued.key)
 
 
 @admin.command("rotate-ledger-key")

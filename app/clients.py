@@ -10,10 +10,11 @@ from uuid import UUID, uuid4
 
 from sqlalchemy import Select, select, update
 
-from app import auth, ledger
+from app import auth, keys, ledger, tenants
 from app.auth import Principal
 from app.db import Tx
 from app.errors import Conflict, Missing
+from app.settings import AppSettings
 from app.tables import Client, Enrolment, Key
 from fedselect.protocol import (
     ClientInfo,
@@ -22,14 +23,23 @@ from fedselect.protocol import (
     Registered,
     Registration,
 )
+from fedselect.tenancy import ClientChange
 
 _CHANGES = {"suspend": "suspended", "activate": "active", "revoke": "revoked"}
 
 
-def enrol(tx: Tx, principal: Principal, body: EnrolmentCreate, *, pepper: bytes) -> Enrolments:
-    """Make single-use tokens for new clients of the principal's project."""
+def enrol(
+    tx: Tx, principal: Principal, body: EnrolmentCreate, *, settings: AppSettings
+) -> Enrolments:
+    """Make single-use tokens for new clients of the principal's project.
+
+    Raises:
+        Conflict: more than the project or its organisation may have.
+    """
+    most = settings.clients_per_organisation
+    tenants.check_room(tx, principal.project_id, more=body.count, most=most, tokens=True)
     expires = tx.now + timedelta(seconds=body.expires_in)
-    tokens = [auth.mint(auth.ENROLMENT_PREFIX, pepper) for _ in range(body.count)]
+    tokens = [auth.mint(auth.ENROLMENT_PREFIX, settings.pepper) for _ in range(body.count)]
     for token in tokens:
         tx.session.add(
             Enrolment(
@@ -56,39 +66,35 @@ def applicant(body: Registration) -> str:
     return f"enrolment:{found[0]}" if found else "public"
 
 
-def register(tx: Tx, body: Registration, *, pepper: bytes, ledger_key: str) -> Registered:
+def register(tx: Tx, body: Registration, *, settings: AppSettings, ledger_key: str) -> Registered:
     """Admit the holder of an enrolment token as a new client; it is told the ledger's key to keep.
 
     Raises:
         Unauthorized: the token is unknown, used or expired.
-        Conflict: the project has a client of that name.
+        Conflict: the project has a client of that name, or all the clients that it may have.
     """
-    enrolment = auth.use_enrolment(tx, pepper, body.token)
-    project = enrolment.project_id
+    enrolment = auth.use_enrolment(tx, settings.pepper, body.token)
+    most = settings.clients_per_organisation
+    project = tenants.check_room(tx, enrolment.project_id, more=1, most=most, tokens=False)
     client = Client(
         id=uuid4(),
-        project_id=project,
+        project_id=project.id,
         name=body.name,
         tags=body.tags,
         state="active",
         created_at=tx.now,
     )
-    taken = Conflict(
-        f"there is already a client named {body.name!r}; choose another name, your token stays "
-        "valid",
-        code="client_name_taken",
-    )
-    tx.insert(client, taken=taken)
+    tx.insert(client, taken=_taken(body.name))
     enrolment.used_at, enrolment.client_id = tx.now, client.id
     ledger.append(
         tx,
         "client.registered",
         f"client:{client.id}",
-        project=project,
+        project=project.id,
         body={"enrolment": enrolment.id},  # no name: it must be possible to forget it
     )
-    key = auth.issue_key(tx, pepper, project=project, role="client", client=client.id)
-    return Registered(client=info(client), key=key, ledger_key=ledger_key)
+    issued = keys.for_client(tx, settings.pepper, project=project, client=client.id)
+    return Registered(client=info(client), key=issued.key, ledger_key=ledger_key)
 
 
 def change(tx: Tx, principal: Principal, client_id: UUID, *, command: str) -> ClientInfo:
@@ -106,6 +112,33 @@ def change(tx: Tx, principal: Principal, client_id: UUID, *, command: str) -> Cl
         return info(client)
     _enter(tx, client, state)
     return info(client)
+
+
+def edit(tx: Tx, client: Client, body: ClientChange) -> ClientInfo:
+    """Give a client another name or other tags; its row must be locked.
+
+    Raises:
+        Conflict: the project has a client of that name, or this one was erased.
+    """
+    if client.erased_at is not None:
+        raise Conflict("this client was erased", code="client_revoked")
+    if body.name is not None and body.name != client.name:
+        client.name = body.name
+        tx.insert(client, taken=_taken(body.name))
+        ledger.append(tx, "client.renamed", f"client:{client.id}", project=client.project_id)
+    if body.tags is not None and body.tags != client.tags:
+        client.tags = body.tags
+        what = {"tags": len(body.tags)}  # no more: it must be possible to forget them
+        subject = f"client:{client.id}"
+        ledger.append(tx, "client.tagged", subject, project=client.project_id, body=what)
+    return info(client)
+
+
+def _taken(name: str) -> Conflict:
+    return Conflict(
+        f"there is already a client named {name!r}; choose another name, your token stays valid",
+        code="client_name_taken",
+    )
 
 
 def revoke(tx: Tx, client: Client) -> None:

@@ -9,6 +9,7 @@ Refusal
 ├── Missing          404  not there, or not yours
 ├── Conflict         409  the present state forbids it
 ├── Gone             410  it was deleted, as the retention rules say
+├── Outdated         412  it was changed since it was read
 ├── TooLarge         413  more bytes than are read
 ├── TooMany          429  more than one client may ask for in this time
 └── Unavailable      503  a server behind the coordinator does not answer
@@ -62,6 +63,12 @@ class Gone(Refusal):
     """It was here, and has been deleted for good."""
 
     status, title, code = 410, "Gone", "object_deleted"
+
+
+class Outdated(Refusal):
+    """It was changed since the caller read it; nothing is done."""
+
+    status, title, code = 412, "Precondition failed", "etag_mismatch"
 
 
 class TooLarge(Refusal):

@@ -13,9 +13,10 @@ from fastapi import FastAPI
 from fastapi_offline import FastAPIOffline
 
 from app import probe, wiring
-from app.routes import admin, agents, auditing, operations
+from app.problems import install_problem_handlers
+from app.routes import admin, agents, auditing, operations, tenancy
 from app.settings import AppSettings, read
-from app.web import Outermost, install_problem_handlers
+from app.web import Outermost
 from fedselect import __version__
 
 DESCRIPTION = """
@@ -57,7 +58,7 @@ def create_app(settings: AppSettings | None = None) -> FastAPI:
     )
     app.state.core = core
     install_problem_handlers(app)
-    for module in (agents, admin, auditing, operations):
+    for module in (agents, admin, tenancy, auditing, operations):
         app.include_router(module.router)
 
     def limit(path: str) -> int:

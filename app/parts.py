@@ -83,7 +83,7 @@ def _plan(
     tx: Tx, principal: Principal, upload_id: UUID, core: Coordinator
 ) -> tuple[Plan, datetime]:
     client = clients.admit(tx, principal)
-    upload = updates.own(tx, principal, upload_id)
+    upload = updates.sendable(tx, principal, upload_id)
     if client is not None:
         quotas.count_call(tx, client, core.settings)
     if upload.state != "reserved":

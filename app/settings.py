@@ -73,6 +73,9 @@ class AppSettings(DatabaseSettings):
         description="The ledger's name, part of its key; never changed once it has entries.",
     )
 
+    clients_per_organisation: int = Field(
+        10_000, ge=0, description="Clients, not revoked, of an organisation that has no own limit."
+    )
     url_lifetime: float = Field(900, gt=0, le=3600, description="Seconds a signed URL lives.")
     multipart_keep: float = Field(
         86_400, ge=3600, description="Seconds an unfinished upload in parts may lie in the store."

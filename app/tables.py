@@ -71,6 +71,7 @@ class Organisation(Table):
     id: Mapped[UUID] = _id()
     name: Mapped[str] = mapped_column(unique=True)
     created_at: Mapped[datetime]
+    client_limit: Mapped[int | None]
 
 
 class Project(Table):
@@ -82,6 +83,7 @@ class Project(Table):
     organisation_id: Mapped[UUID] = mapped_column(ForeignKey("organisations.id"))
     name: Mapped[str]
     created_at: Mapped[datetime]
+    client_limit: Mapped[int | None]
 
 
 class Client(Table):
@@ -107,16 +109,21 @@ class Client(Table):
 
 
 class Key(Table):
-    """An API key; only its HMAC is kept."""
+    """An API key; only its HMAC is kept. Without a project it is for the whole organisation."""
 
     __tablename__ = "keys"
     id: Mapped[str] = mapped_column(primary_key=True)
-    project_id: Mapped[UUID] = mapped_column(ForeignKey("projects.id"))
+    organisation_id: Mapped[UUID] = mapped_column(ForeignKey("organisations.id"), index=True)
+    project_id: Mapped[UUID | None] = mapped_column(ForeignKey("projects.id"), index=True)
     client_id: Mapped[UUID | None] = mapped_column(ForeignKey("clients.id"), index=True)
+    name: Mapped[str] = mapped_column(server_default="")
     role: Mapped[str]
+    scopes: Mapped[list[str] | None]
+    predecessor_id: Mapped[str | None] = mapped_column(ForeignKey("keys.id"), unique=True)
     digest: Mapped[bytes]
     created_at: Mapped[datetime]
     expires_at: Mapped[datetime | None]
+    last_used_at: Mapped[datetime | None]
     revoked_at: Mapped[datetime | None]
 
 

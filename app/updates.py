@@ -181,7 +181,7 @@ def complete(tx: Tx, principal: Principal, upload_id: UUID) -> UploadStatus:
         LifecycleError: its assignment was declined.
     """
     clients.admit(tx, principal)
-    upload = own(tx, principal, upload_id)
+    upload = sendable(tx, principal, upload_id)
     assignment: Assignment | None = None
     if upload.assignment_id is not None:
         assignment = tx.session.get_one(Assignment, upload.assignment_id)
@@ -367,6 +367,19 @@ def own(tx: Tx, principal: Principal, upload_id: UUID) -> Upload:
     if row is None or (principal.client_id is not None and row[1] != principal.client_id):
         raise Missing(f"there is no upload {upload_id}")
     return row[0]
+
+
+def sendable(tx: Tx, principal: Principal, upload_id: UUID) -> Upload:
+    """An upload that this principal may send: a client's update is its client's alone.
+
+    Raises:
+        Missing: there is none that it may see.
+        Forbidden: it is another's.
+    """
+    upload = own(tx, principal, upload_id)
+    if upload.assignment_id is not None:
+        _ = principal.client
+    return upload
 
 
 def status(upload: Upload) -> UploadStatus:

@@ -1,4 +1,4 @@
-"""HTTP manners: request ids, body limits, problem documents, paging, idempotency.
+"""HTTP manners: request ids, body limits, paging, idempotency, preconditions.
 
 Owns what every route shares. Must not know what any route does.
 """
@@ -11,9 +11,7 @@ import hashlib
 import hmac
 import json
 import logging
-import math
 import re
-import secrets
 from collections.abc import Awaitable, Callable, MutableMapping
 from dataclasses import dataclass
 from datetime import datetime
@@ -21,27 +19,20 @@ from typing import Annotated, Any, Generic, TypeVar
 from uuid import UUID, uuid4
 
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
-from fastapi import Depends, FastAPI, Header, Query, Request, Security
-from fastapi.exceptions import RequestValidationError
-from fastapi.responses import JSONResponse, Response
+from fastapi import Depends, Header, Query, Request, Security
 from fastapi.security import HTTPBearer
 from pydantic import BaseModel
 from sqlalchemy import Select, text, tuple_
-from sqlalchemy.exc import InterfaceError, OperationalError
-from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.orm import InstrumentedAttribute
-from starlette.exceptions import HTTPException
 
 from app import auth, parameters
-from app.auth import Principal, Scope
+from app.auth import PROJECT_HEADER, Principal, Scope
 from app.db import Tx
-from app.errors import Conflict, Invalid, Refusal, TooLarge, Unavailable, as_refusal
+from app.errors import Conflict, Invalid, Outdated, TooLarge
+from app.problems import problem
 from app.tables import IdempotentAnswer
 from app.wiring import Coordinator
-from fedselect.errors import FedSelectError
-from fedselect.lifecycle import retry_window
-from fedselect.policies import RoundPolicy
-from fedselect.protocol import Answer, Problem
+from fedselect.protocol import Answer
 
 log = logging.getLogger(__name__)
 Shape = TypeVar("Shape", bound=BaseModel)
@@ -49,10 +40,9 @@ Item = TypeVar("Item")
 Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
-CHECK_IN_PATH = "/v1/check-ins"
-RETRY_MEAN = 4.0  # seconds until a call that may pass is tried again
 # Tells the description how to send a key; ``auth`` reads the header itself and says what is wrong.
 BEARER = HTTPBearer(auto_error=False, scheme_name="key", description="A key: `fsk_…`")
+PROJECT = "Which project, for a key of a whole organisation; others need none."
 REQUEST_ID = re.compile(r"^[A-Za-z0-9._-]{1,64}$")
 
 
@@ -114,11 +104,12 @@ def require(scope: Scope) -> Any:
         request: Request,
         _: Annotated[object, Security(BEARER)],
         authorization: Annotated[str | None, Header(include_in_schema=False)] = None,
+        project: Annotated[UUID | None, Header(alias=PROJECT_HEADER, description=PROJECT)] = None,
         idempotency_key: Annotated[str | None, Header(max_length=255)] = None,
     ) -> Call:
         core: Coordinator = request.app.state.core
         with core.db.transaction("auth", "authenticate") as tx:
-            principal = auth.authenticate(tx, core.settings.pepper, authorization)
+            principal = auth.authenticate(tx, core.settings.pepper, authorization, project)
         principal.require(scope)
         parameters.refuse_unknown(request)
         return Call(core, _route(request), principal, idempotency_key, _purpose(request))
@@ -197,8 +188,8 @@ class Paging:
     limit: int
     cursor: str | None
 
-    def position(self) -> tuple[datetime, UUID] | None:
-        """Where the page begins: behind this (time, id).
+    def position(self, parse: Callable[[str], Any]) -> tuple[datetime, Any] | None:
+        """Where the page begins: behind this (time, id); ``parse`` reads the id.
 
         Raises:
             Invalid: cursor_invalid.
@@ -207,7 +198,7 @@ class Paging:
             return None
         try:
             at, row = json.loads(base64.urlsafe_b64decode(self.cursor.encode()))
-            return datetime.fromisoformat(at), UUID(row)
+            return datetime.fromisoformat(at), parse(row)
         except (ValueError, TypeError, AttributeError, binascii.Error) as error:
             raise Invalid(
                 "this cursor is not one of ours; start without it", code="cursor_invalid"
@@ -232,11 +223,11 @@ def page(
     tx: Tx,
     query: Select[Row],
     *,
-    order: tuple[InstrumentedAttribute[datetime], InstrumentedAttribute[UUID]],
+    order: tuple[InstrumentedAttribute[datetime], InstrumentedAttribute[Any]],
     paging: Paging,
 ) -> tuple[list[Row], str | None]:
     """One page of rows, oldest first, and the cursor of the next."""
-    position = paging.position()
+    position = paging.position(order[1].type.python_type)
     if position is not None:
         query = query.where(tuple_(*order) > position)
     rows = list(tx.session.scalars(query.order_by(*order).limit(paging.limit + 1)))
@@ -248,123 +239,29 @@ def page(
     return rows[: paging.limit], cursor
 
 
-# --- problem documents -------------------------------------------------------------------------
+# --- preconditions ------------------------------------------------------------------------------
 
 
-def problem(request: Request, refusal: Refusal, errors: list[Any] | None = None) -> JSONResponse:
-    """An error as RFC 9457 describes it."""
-    document = Problem(
-        type=f"urn:fedselect:problem:{refusal.code}",
-        title=refusal.title,
-        status=refusal.status,
-        detail=str(refusal),
-        code=refusal.code,
-        request_id=request.scope.get("request_id"),
-        errors=errors,
-    )
-    headers = None
-    if _passes(refusal):
-        headers = {"Retry-After": str(refusal.retry_after or _when(request))}
-    if refusal.status == 401:
-        headers = {"WWW-Authenticate": "Bearer"}
-    return JSONResponse(
-        document.model_dump(exclude_none=True),
-        refusal.status,
-        headers,
-        media_type="application/problem+json",
-    )
+def etag(*parts: object) -> str:
+    """The entity tag (RFC 9110 §8.8.3) of what may be changed in a thing."""
+    return f'"{hashlib.sha256(repr(parts).encode()).hexdigest()[:32]}"'
 
 
-def _passes(refusal: Refusal) -> bool:
-    """Whether the same call may succeed later."""
-    return refusal.status in {429, 503} or refusal.code == "client_suspended"
+def check_match(wanted: str | None, present: str) -> None:
+    """Refuse a change that was made from another state; without ``If-Match`` any state will do.
+
+    Raises:
+        Outdated: etag_mismatch.
+    """
+    if wanted is None or wanted.strip() == "*":
+        return
+    if present not in (tag.strip() for tag in wanted.split(",")):
+        raise Outdated("it was changed since you read it; read it again, then change it")
 
 
-def _when(request: Request) -> str:
-    """Seconds until the next try, drawn anew for each answer: after an outage all come at once."""
-    waiting = request.url.path == CHECK_IN_PATH
-    low, high = retry_window(RoundPolicy().retry_after if waiting else RETRY_MEAN)
-    return str(math.ceil(low + (high - low) * secrets.randbelow(1000) / 1000))
-
-
-def install_problem_handlers(app: FastAPI) -> None:
-    """Turn every error into a problem document."""
-
-    async def deliberate(request: Request, error: Exception) -> Response:
-        if not isinstance(error, FedSelectError):
-            raise error
-        return problem(request, as_refusal(error))
-
-    async def invalid(request: Request, error: Exception) -> Response:
-        if not isinstance(error, RequestValidationError):
-            raise error
-        return problem(request, *_explained(error))
-
-    async def http(request: Request, error: Exception) -> Response:
-        if not isinstance(error, HTTPException):
-            raise error
-        if error.status_code == 400:  # FastAPI could not read the body
-            return problem(request, Invalid("the body is not JSON", code="json_invalid"))
-        refusal = _no_route(request, error)
-        answer = problem(request, refusal)
-        answer.headers.update(error.headers or {})  # Allow, for one
-        return answer
-
-    async def database(request: Request, error: Exception) -> Response:
-        log.warning("database unavailable: %s", type(error).__name__)
-        refusal = Unavailable("the database does not answer", code="database_unavailable")
-        return problem(request, refusal)
-
-    async def bug(request: Request, error: Exception) -> Response:
-        log.error("request %s failed", request.scope.get("request_id"), exc_info=error)
-        refusal = Refusal("this is a bug; quote the request id", code="internal_error")
-        refusal.status, refusal.title = 500, "Internal error"
-        return problem(request, refusal)
-
-    app.add_exception_handler(FedSelectError, deliberate)
-    app.add_exception_handler(RequestValidationError, invalid)
-    app.add_exception_handler(HTTPException, http)
-    for kind in (OperationalError, InterfaceError, PoolTimeout):
-        app.add_exception_handler(kind, database)
-    app.add_exception_handler(Exception, bug)
-
-
-def _no_route(request: Request, error: HTTPException) -> Refusal:
-    detail, code = str(error.detail), "bad_request"
-    if error.status_code == 404:
-        detail, code = "there is no such path; /docs shows those that there are", "route_unknown"
-    elif error.status_code == 405:
-        allowed = (error.headers or {}).get("Allow", "")
-        detail = f"{request.method} is not possible here; this path takes {allowed}"
-        code = "method_not_allowed"
-    refusal = Refusal(detail, code=code)
-    refusal.status, refusal.title = error.status_code, str(error.detail)
-    return refusal
-
-
-def _explained(error: RequestValidationError) -> tuple[Refusal, list[Any]]:
-    found = [{"where": _where(e), "problem": e["msg"]} for e in error.errors()]
-    unknown = [_where(e) for e in error.errors() if e["type"] == "extra_forbidden"]
-    if unknown:
-        names = ", ".join(unknown)
-        return Invalid(f"unknown setting: {names[:300]}", code="setting_unknown"), found
-    broken = next((e for e in error.errors() if e["type"] == "json_invalid"), None)
-    if broken is not None:
-        why = f"{broken['ctx']['error']} at character {broken['loc'][-1]}"
-        return Invalid(f"the body is not JSON: {why}", code="json_invalid"), found
-    first = f"{found[0]['where']}: {found[0]['problem']}" if found else "invalid"
-    codes = {_code(e) for e in error.errors()}
-    return Invalid(first, code=codes.pop() if len(codes) == 1 else None), found
-
-
-def _where(error: Any) -> str:
-    return ".".join(str(part) for part in error["loc"])
-
-
-def _code(error: Any) -> str:
-    # Of the checks that pydantic leaves to us, those of settings ask whether they fit each other.
-    contradiction = error["type"] == "value_error" and "settings" in error["loc"]
-    return "settings_invalid" if contradiction else Invalid.code
+IfMatch = Annotated[
+    str | None, Header(max_length=500, description="ETag of what was read: else 412, unchanged.")
+]
 
 
 # --- the outermost layer -----------------------------------------------------------------------

@@ -12,6 +12,7 @@ _TEXTS = {
     404: "Not there, or not yours.",
     409: "The present state forbids it.",
     410: "It was deleted, as the retention rules say.",
+    412: "It was changed since it was read; nothing was done.",
     413: "The body is too large.",
     429: "More than one client may ask for; `Retry-After` says when there is room again.",
     422: "The request is invalid; `errors` says where.",
@@ -20,6 +21,10 @@ _TEXTS = {
 
 
 def problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
-    """The error answers of an operation, for its OpenAPI description."""
+    """The error answers of an operation, for its OpenAPI description.
+
+    Whoever sends a key may name a project that is not there.
+    """
+    named = {404} if 401 in statuses else set()
     content = {"application/problem+json": {"schema": Problem.model_json_schema()}}
-    return {s: {"description": _TEXTS[s], "content": content} for s in (*statuses, 422)}
+    return {s: {"description": _TEXTS[s], "content": content} for s in sorted({*statuses, *named, 422})}

@@ -5,14 +5,14 @@ from __future__ import annotations
 from typing import Literal
 from uuid import UUID
 
-from fastapi import APIRouter
+from fastapi import APIRouter, Response
 
 from app import catalog, clients, commands, erasure, manifests, reports, runs, updates
 from app.auth import Scope
 from app.db import Tx
 from app.routes import problems
 from app.tables import Client, EvaluationRecord, Job, Model, Round, Run, Version
-from app.web import Call, Page, Paged, page, require
+from app.web import Call, IfMatch, Page, Paged, check_match, etag, page, require
 from fedselect.lifecycle import RunEvent
 from fedselect.protocol import (
     ClientInfo,
@@ -30,11 +30,12 @@ from fedselect.protocol import (
     VersionInfo,
 )
 from fedselect.retention import Erasure
+from fedselect.tenancy import ClientChange
 from fedselect.uploads import UploadReserve, UploadTicket
 
 router = APIRouter(prefix="/v1", tags=["administration"])
 READ, WRITE = require(Scope.ROUND_READ), require(Scope.ROUND_ADMIN)
-KEYS = require(Scope.KEY_ADMIN)
+CLIENTS, ERASE = require(Scope.CLIENT_ADMIN), require(Scope.CLIENT_ERASE)
 
 
 @router.post(
@@ -42,13 +43,13 @@ KEYS = require(Scope.KEY_ADMIN)
     operation_id="createEnrolments",
     summary="Make single-use enrolment tokens",
     status_code=201,
-    responses=problems(401, 403),
+    responses=problems(401, 403, 409),
 )
-def enrol(body: EnrolmentCreate, call: Call = KEYS) -> Enrolments:
+def enrol(body: EnrolmentCreate, call: Call = CLIENTS) -> Enrolments:
     """Each token is shown once and admits one client."""
-    pepper = call.core.settings.pepper
+    settings = call.core.settings
     return call.create(
-        body, lambda tx: clients.enrol(tx, call.who, body, pepper=pepper), Enrolments
+        body, lambda tx: clients.enrol(tx, call.who, body, settings=settings), Enrolments
     )
 
 
@@ -72,9 +73,40 @@ def list_clients(paging: Paged, call: Call = READ) -> Page[ClientInfo]:
     summary="Look at a client",
     responses=problems(401, 403, 404),
 )
-def get_client(client_id: UUID, call: Call = READ) -> ClientInfo:
-    """One client."""
-    return call.run(lambda tx: clients.info(clients.get(tx, call.who, client_id)))
+def get_client(client_id: UUID, response: Response, call: Call = READ) -> ClientInfo:
+    """One client, with its entity tag for a later change."""
+    found = call.run(lambda tx: clients.info(clients.get(tx, call.who, client_id)))
+    response.headers["ETag"] = _tag(found)
+    return found
+
+
+def _tag(client: ClientInfo) -> str:
+    return etag(client.id, client.name, client.tags)
+
+
+@router.patch(
+    "/clients/{client_id}",
+    operation_id="editClient",
+    summary="Give a client another name or other tags",
+    responses=problems(401, 403, 404, 409, 412),
+)
+def edit_client(
+    client_id: UUID,
+    body: ClientChange,
+    response: Response,
+    if_match: IfMatch = None,
+    call: Call = CLIENTS,
+) -> ClientInfo:
+    """What is left out stays."""
+
+    def work(tx: Tx) -> ClientInfo:
+        client = clients.get(tx, call.who, client_id, lock=True)
+        check_match(if_match, _tag(clients.info(client)))
+        return clients.edit(tx, client, body)
+
+    changed = call.run(work)
+    response.headers["ETag"] = _tag(changed)
+    return changed
 
 
 @router.post(
@@ -83,7 +115,7 @@ def get_client(client_id: UUID, call: Call = READ) -> ClientInfo:
     summary="Delete all that a client has sent, for good",
     responses=problems(401, 403, 404, 503),
 )
-def erase_client(client_id: UUID, call: Call = KEYS) -> Erasure:
+def erase_client(client_id: UUID, call: Call = ERASE) -> Erasure:
     """Revokes it too. Repeating it is harmless; the answer says what remains inside sums."""
     return erasure.erase(call.core, client_id, project=call.who.project_id, actor=call.actor)
 
@@ -95,7 +127,7 @@ def erase_client(client_id: UUID, call: Call = KEYS) -> Erasure:
     responses=problems(401, 403, 404, 409),
 )
 def change_client(
-    client_id: UUID, command: Literal["suspend", "activate", "revoke"], call: Call = KEYS
+    client_id: UUID, command: Literal["suspend", "activate", "revoke"], call: Call = CLIENTS
 ) -> ClientInfo:
     """Revoking is final and ends the client's keys at once."""
     return call.run(lambda tx: clients.change(tx, call.who, client_id, command=command))

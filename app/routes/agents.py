@@ -39,12 +39,12 @@ OWN = require(Scope.CLIENT_OWN)
 )
 def register(body: Registration, call: Call = public()) -> Registered:
     """Admits the holder of a single-use enrolment token; the key is shown this one time."""
-    pepper, ours = call.core.settings.pepper, call.core.sealer.public_key
+    ours = call.core.sealer.public_key
     call = replace(call, anonymous=clients.applicant(body))
 
     def work(tx: Tx) -> Registered:
         key = reports.ledger_keys(tx, public_key=ours).public_key
-        return clients.register(tx, body, pepper=pepper, ledger_key=key)
+        return clients.register(tx, body, settings=call.core.settings, ledger_key=key)
 
     return call.create(body, work, Registered)
 

@@ -13,8 +13,8 @@ import httpx
 import numpy as np
 from sqlalchemy import select, text
 
-from app import tenants
-from app.routes import admin, agents, auditing, operations
+from app import keys, tables, tenants
+from app.routes import admin, agents, auditing, operations, tenancy
 from app.tables import Job
 from app.wiring import Coordinator
 from fedselect import Kind, Mask, ParameterSpace, Role, RunSettings, sending, wire
@@ -38,6 +38,7 @@ class Caller:
 
     api: TestClient = field(repr=False)
     key: str | None = field(repr=False)
+    names: UUID | str | None = field(default=None, kw_only=True)  # the project it names
 
     def get(self, path: str, **params: Any) -> httpx.Response:
         return self.api.get(path, params=params, headers=self.headers())
@@ -45,8 +46,14 @@ class Caller:
     def post(self, path: str, body: Any = None, *, once: str | None = None) -> httpx.Response:
         return self.api.post(path, json=body, headers=self.headers(once))
 
+    def request(self, method: str, path: str, body: Any = None, **headers: str) -> httpx.Response:
+        given = {**self.headers(), **headers}
+        return self.api.request(method, path, json=body, headers=given)
+
     def headers(self, once: str | None = None) -> dict[str, str]:
         found = {"Authorization": f"Bearer {self.key}"} if self.key else {}
+        if self.names is not None:
+            found["FedSelect-Project"] = str(self.names)
         return {**found, "Idempotency-Key": once} if once is not None else found
 
 
@@ -74,7 +81,7 @@ def refused(response: httpx.Response, status: int, code: str) -> Json:
 def _is_described(response: httpx.Response) -> bool:
     """Whether the interface's description says that this operation may answer so."""
     asked = response.request
-    for module in (admin, agents, auditing, operations):
+    for module in (admin, agents, auditing, operations, tenancy):
         for route in module.router.routes:
             if asked.method in route.methods and route.path_regex.match(asked.url.path):
                 anywhere = {413, 503}  # too large a body, a server that is away
@@ -107,7 +114,17 @@ class Project:
     def caller(self, role: str) -> Caller:
         pepper = self.core.settings.pepper
         with self.core.db.transaction("test", "test") as tx:
-            return Caller(self.api, tenants.issue_key(tx, pepper, project=self.id, role=role))
+            place = tx.session.get_one(tables.Project, self.id)
+            return Caller(self.api, keys.first(tx, pepper, place, role=role).key)
+
+    def organisation(self, role: str = "owner", *, names: UUID | str | None = None) -> Caller:
+        """A key of the whole organisation that this project belongs to."""
+        pepper = self.core.settings.pepper
+        with self.core.db.transaction("test", "test") as tx:
+            own = tx.session.get_one(tables.Project, self.id).organisation_id
+            place = tx.session.get_one(tables.Organisation, own)
+            key = keys.first(tx, pepper, place, role=role).key
+        return Caller(self.api, key, names=names)
 
     def sql(self, query: str, **values: Any) -> list[Any]:
         """What the database says; ``:project`` is this project."""
@@ -136,8 +153,8 @@ def make_project(core: Coordinator, api: TestClient) -> Project:
     with core.db.transaction("test", "test") as tx:
         name = f"test-{secrets.token_hex(6)}"
         project = tenants.ensure_project(tx, organisation=name, project=name)
-        key = tenants.issue_key(tx, core.settings.pepper, project=project, role="owner")
-    return Project(core, api, project, Caller(api, key))
+        key = keys.first(tx, core.settings.pepper, project, role="owner").key
+    return Project(core, api, project.id, Caller(api, key))
 
 
 def make_token(project: Project, **body: Any) -> str:

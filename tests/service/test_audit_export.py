@@ -16,7 +16,7 @@ import pytest
 import uvicorn
 from typer.testing import CliRunner, Result
 
-from app import ledger, tenants
+from app import keys, ledger, tenants
 from app.main import create_app
 from app.wiring import Coordinator
 from fedselect.cli import build
@@ -73,12 +73,12 @@ class Audit:
 def audit(own: Coordinator, tmp_path: Path) -> Iterator[Audit]:
     with own.db.transaction("test", "test") as tx:
         project = tenants.ensure_project(tx, organisation="x", project=secrets.token_hex(4))
-        key = tenants.issue_key(tx, own.settings.pepper, project=project, role="auditor")
+        key = keys.first(tx, own.settings.pepper, project, role="auditor").key
     server = uvicorn.Server(uvicorn.Config(create_app(own.settings), log_level="warning"))
     with socket.create_server(("127.0.0.1", 0)) as door:  # whoever knocks early waits in its queue
         thread = threading.Thread(target=server.run, kwargs={"sockets": [door]})
         thread.start()
-        found = Audit(own, f"http://127.0.0.1:{door.getsockname()[1]}", key, project, tmp_path)
+        found = Audit(own, f"http://127.0.0.1:{door.getsockname()[1]}", key, project.id, tmp_path)
         try:
             httpx.get(f"{found.server}/health/live").raise_for_status()
             found.grow()

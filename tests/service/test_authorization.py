@@ -35,8 +35,12 @@ from .factories import (
     upload,
 )
 
-OWNER, AUDITOR, CLIENT = "owner", "auditor", "client"
-STAFF, EVERYBODY = {OWNER, AUDITOR}, {OWNER, AUDITOR, CLIENT}
+OWNER, OPERATOR, AUDITOR = "owner", "operator", "auditor"
+VIEWER, CLIENT = "viewer", "client"
+STAFF = {OWNER, OPERATOR, AUDITOR, VIEWER}
+EVERYBODY = STAFF | {CLIENT}
+HANDS, READERS = {OWNER, OPERATOR}, {OWNER, OPERATOR, AUDITOR, CLIENT}
+AUDITS = {OWNER, AUDITOR}
 NOBODY_NEEDS_A_KEY: set[str] = set()
 
 # Who may call; a set of no roles means that no key is asked for.
@@ -48,41 +52,53 @@ ALLOWED: dict[str, set[str]] = {
     "POST /v1/assignments/{assignment_id}/uploads": {CLIENT},
     "POST /v1/assignments/{assignment_id}/evaluations": {CLIENT},
     "POST /v1/assignments/{assignment_id}/decline": {CLIENT},
-    "GET /v1/uploads/{upload_id}": {CLIENT, OWNER},
-    "POST /v1/uploads/{upload_id}/parts": {CLIENT, OWNER},
-    "POST /v1/uploads/{upload_id}/complete": {CLIENT, OWNER},
-    "GET /v1/versions/{version_id}": EVERYBODY,
-    "GET /v1/versions/{version_id}/download": EVERYBODY,
-    "POST /v1/enrolments": {OWNER},
+    "GET /v1/uploads/{upload_id}": {CLIENT, *HANDS},
+    "POST /v1/uploads/{upload_id}/parts": {CLIENT, *HANDS},
+    "POST /v1/uploads/{upload_id}/complete": {CLIENT, *HANDS},
+    "GET /v1/versions/{version_id}": READERS,
+    "GET /v1/versions/{version_id}/download": READERS,
+    "GET /v1/me": EVERYBODY,
+    "POST /v1/me/key": EVERYBODY - {AUDITOR},
+    "GET /v1/projects": STAFF,
+    "POST /v1/projects": {OWNER},
+    "GET /v1/projects/{project_id}": STAFF,
+    "PATCH /v1/projects/{project_id}": {OWNER},
+    "GET /v1/keys": AUDITS,
+    "POST /v1/keys": {OWNER},
+    "GET /v1/keys/{key_id}": AUDITS,
+    "POST /v1/keys/{key_id}/rotate": {OWNER},
+    "POST /v1/keys/{key_id}/revoke": {OWNER},
+    "PATCH /v1/clients/{client_id}": HANDS,
+    "POST /v1/enrolments": HANDS,
     "GET /v1/clients": STAFF,
     "GET /v1/clients/{client_id}": STAFF,
     "POST /v1/clients/{client_id}/erase": {OWNER},
-    "POST /v1/clients/{client_id}/{command}": {OWNER},
-    "POST /v1/models": {OWNER},
+    "POST /v1/clients/{client_id}/{command}": HANDS,
+    "POST /v1/models": HANDS,
     "GET /v1/models": STAFF,
     "GET /v1/models/{model_id}": STAFF,
-    "POST /v1/models/{model_id}/uploads": {OWNER},
-    "POST /v1/runs": {OWNER},
+    "POST /v1/models/{model_id}/uploads": HANDS,
+    "POST /v1/runs": HANDS,
     "GET /v1/runs": STAFF,
     "GET /v1/runs/{run_id}": STAFF,
-    "POST /v1/runs/{run_id}/{command}": {OWNER},
+    "POST /v1/runs/{run_id}/{command}": HANDS,
     "GET /v1/runs/{run_id}/rounds": STAFF,
     "GET /v1/runs/{run_id}/versions": STAFF,
     "GET /v1/runs/{run_id}/evaluations": STAFF,
     "GET /v1/rounds/{round_id}": STAFF,
-    "POST /v1/rounds/{round_id}/cancel": {OWNER},
-    "GET /v1/rounds/{round_id}/manifest": STAFF,
+    "POST /v1/rounds/{round_id}/cancel": HANDS,
+    "GET /v1/rounds/{round_id}/manifest": AUDITS,
     "GET /v1/jobs": STAFF,
     "GET /v1/jobs/{job_id}": STAFF,
-    "POST /v1/jobs/{job_id}/retry": {OWNER},
-    "GET /v1/ledger/entries": STAFF,
+    "POST /v1/jobs/{job_id}/retry": HANDS,
+    "GET /v1/ledger/entries": AUDITS,
     "GET /v1/ledger/checkpoint": EVERYBODY,
     "GET /v1/ledger/keys": EVERYBODY,
     "GET /v1/ledger/proofs/inclusion": EVERYBODY,
     "GET /v1/ledger/proofs/consistency": EVERYBODY,
 }
 NOWHERE = "00000000-0000-4000-8000-000000000000"
-LISTS = ["clients", "models", "runs", "jobs"]
+LISTS = ["clients", "models", "runs", "jobs", "projects", "keys"]
 
 
 def walk(routes: Iterable[Any]) -> Iterator[APIRoute]:
@@ -116,6 +132,7 @@ class World:
     bodies: dict[str, Json]
     callers: dict[str, Caller]
     strangers: dict[str, Caller]
+    organisations: dict[str, Caller]  # keys of another organisation as a whole
 
     def ask(self, caller: Caller, name: str, **subjects: str) -> Any:
         method, path = name.split(" ")
@@ -123,7 +140,7 @@ class World:
         path = path.format(**{"command": command, **self.subjects, **subjects})
         if method == "GET":
             return caller.get(path)
-        return caller.post(path, self.bodies.get(name))
+        return caller.request(method, path, self.bodies.get(name))
 
 
 def bodies_for(model_id: str, token: str) -> dict[str, Json]:
@@ -135,10 +152,20 @@ def bodies_for(model_id: str, token: str) -> dict[str, Json]:
         "POST /v1/assignments/{assignment_id}/evaluations": REPORT,
         "POST /v1/assignments/{assignment_id}/decline": {},
         "POST /v1/enrolments": {},
+        "POST /v1/me/key": {},
+        "POST /v1/projects": {"name": "another"},
+        "PATCH /v1/projects/{project_id}": {"client_limit": 1000},
+        "POST /v1/keys": {"role": VIEWER},
+        "POST /v1/keys/{key_id}/rotate": {},
+        "PATCH /v1/clients/{client_id}": {"tags": ["seen"]},
         "POST /v1/models": {"name": "another", "space": make_space().to_json()},
         "POST /v1/models/{model_id}/uploads": file,
         "POST /v1/runs": {"name": "another", "model_id": model_id},
     }
+
+
+def staff(project: Project) -> dict[str, Caller]:
+    return {role: project.caller(role) for role in STAFF}
 
 
 @pytest.fixture(scope="module")
@@ -173,15 +200,17 @@ def world(core: Any, api: TestClient) -> World:
             "run_id": run["id"],
             "round_id": spare[0]["id"],
             "job_id": str(due_jobs(project)[0]),
+            "project_id": str(project.id),
+            "key_id": ok(project.owner.post("/v1/keys", {"role": VIEWER}), 201)["info"]["id"],
         },
         bodies_for(model.id, make_token(project)),
-        {OWNER: project.owner, AUDITOR: project.caller(AUDITOR), CLIENT: clients[0]},
+        {**staff(project), CLIENT: clients[0]},
         {
-            OWNER: elsewhere.owner,
-            AUDITOR: elsewhere.caller(AUDITOR),
+            **staff(elsewhere),
             CLIENT: make_client(elsewhere),
             "neighbour": clients[1],
         },
+        {role: elsewhere.organisation(role) for role in STAFF},
     )
 
 
@@ -207,8 +236,16 @@ def test_no_role_has_more_than_it_needs() -> None:
     assert set(ROLES) == EVERYBODY
     assert Scope.CLIENT_OWN not in ROLES[OWNER], "an administrator is nobody's agent"
     assert {s for s in ROLES[AUDITOR] if "admin" in s.value} == set()
-    own = {Scope.CLIENT_OWN, Scope.VERSION_READ, Scope.UPLOAD}
+    own = {Scope.CLIENT_OWN, Scope.VERSION_READ, Scope.UPLOAD, Scope.IDENTITY, Scope.KEY_OWN}
     assert ROLES[CLIENT] == own | {Scope.LEDGER_WITNESS}
+    assert ROLES[VIEWER] < ROLES[OPERATOR] < ROLES[OWNER]
+    assert ROLES[AUDITOR] < ROLES[OWNER]
+    assert not ROLES[OPERATOR] & {Scope.KEY_ADMIN, Scope.PROJECT_ADMIN, Scope.CLIENT_ERASE}
+
+
+def test_an_auditor_changes_nothing(api: TestClient) -> None:
+    for name, roles in ALLOWED.items():
+        assert AUDITOR not in roles or name.startswith("GET "), name
 
 
 # --- every route, asked by everybody ---------------------------------------------------------
@@ -250,6 +287,16 @@ def test_another_tenant_finds_nothing(world: World, name: str) -> None:
         assert words == empty["detail"]
 
 
+@pytest.mark.parametrize("name", [n for n, roles in ALLOWED.items() if roles - {CLIENT}])
+def test_a_key_of_an_organisation_reaches_its_own_projects_alone(world: World, name: str) -> None:
+    """Naming a project of somebody else is like naming none that there is."""
+    for role in STAFF & ALLOWED[name]:
+        stranger = world.organisations[role]
+        for project in (world.project.id, NOWHERE):
+            caller = Caller(world.project.api, stranger.key, names=project)
+            refused(world.ask(caller, name), 404, "not_found")
+
+
 def test_a_neighbour_finds_nothing_of_another_client(world: World) -> None:
     neighbour = world.strangers["neighbour"]
     for name in ALLOWED:
@@ -263,7 +310,7 @@ def test_a_neighbour_finds_nothing_of_another_client(world: World) -> None:
 def test_lists_show_the_own_project_alone(world: World, what: str) -> None:
     own = {row["id"] for row in ok(world.callers[OWNER].get(f"/v1/{what}"))["items"]}
     assert own
-    for role in STAFF:
+    for role in STAFF & ALLOWED[f"GET /v1/{what}"]:
         foreign = ok(world.strangers[role].get(f"/v1/{what}"))["items"]
         assert not own & {row["id"] for row in foreign}
 
@@ -279,6 +326,10 @@ def test_roles_that_may(world: World, name: str) -> None:
             assert answer.status_code in {200, 404}
         elif name.startswith("GET /v1/ledger/proofs/"):
             refused(answer, 422, "request_invalid")  # of what, it was not told
+        elif name == "POST /v1/projects":
+            refused(answer, 403, "organisation_key_needed")
+        elif role != CLIENT and name.startswith("POST /v1/uploads/"):
+            refused(answer, 403, "client_key_needed")  # another's update; weights they may send
         else:
             assert answer.status_code in {200, 201, 202, 409}, (role, answer.text)
 

@@ -21,7 +21,7 @@ import psutil
 import psycopg
 import redis
 
-from app import tenants, wiring
+from app import keys, tenants, wiring
 from app.cli import prepare
 from app.localstack import LocalStack, ServiceState, StackError
 from app.settings import AppSettings
@@ -81,9 +81,8 @@ class Stack:
         """A tenant of its own, and its owner's key."""
         with self.core.db.transaction("soak", "soak") as tx:
             project = tenants.ensure_project(tx, organisation="soak", project=name)
-            return project, tenants.issue_key(
-                tx, self.core.settings.pepper, project=project, role="owner"
-            )
+            issued = keys.first(tx, self.core.settings.pepper, project, role="owner")
+            return project.id, issued.key
 
     def client(self, key: str | None, **changes: Any) -> Client:
         """The SDK, patient enough for everything that happens here."""
