@@ -27,6 +27,7 @@ from fedselect.errors import (
     WireError,
 )
 from fedselect.exchange import DOWNLOAD_MISMATCH, STORE_REFUSED, TRANSIENT, Retries
+from fedselect.feedback import write_update
 from fedselect.lifecycle import SETTLED_ASSIGNMENTS, AssignmentState, RoundState, RunState
 from fedselect.personal import Learner, Participation, PersonalState, derive_seed
 from fedselect.protocol import (
@@ -38,7 +39,7 @@ from fedselect.protocol import (
     VersionInfo,
 )
 from fedselect.space import FloatVector
-from fedselect.wire import UpdateMeta, decode_version, encode_update
+from fedselect.wire import UpdateMeta, decode_version
 from fedselect.witness import Witness
 
 # What makes this client unable to do one assignment, and leaves everything else as it was.
@@ -264,38 +265,22 @@ class Agent:
             raise TrainingError("an assignment to train needs a round")
         base = self._version(arm, work.base)
         settings = work.run.settings
+        before = arm.committed(self._learner.space)
         done = self._learner.participate(
-            arm.committed(self._learner.space),
-            base,
-            settings=settings,
-            seed=derive_seed(settings, self._name, work.round),
+            before, base, settings=settings, seed=derive_seed(settings, self._name, work.round)
         )
-        delivery, update = self._update(work, done, number=work.round)
-        return arm.hold(delivery, state=done.state.to_bytes(self._learner.space), update=update)
-
-    def _update(
-        self, work: Assignment, done: Participation, *, number: int
-    ) -> tuple[Delivery, bytes]:
-        """The update file; the mask travels only if the coordinator holds another one."""
-        known = work.mask
-        send_mask = known is None or known.sha256 != done.mask.digest
-        version = (known.version if known else 0) + send_mask
-        meta = UpdateMeta(
-            space=work.space_digest,
-            run=str(work.run.id),
-            round=number,
-            assignment=str(work.id),
-            base_version=work.base.sha256,
-            mask_version=version,
-            examples=done.examples,
+        delivery, meta = _described(work, done, number=work.round)
+        held = work.mask
+        same = before is not None and held is not None and before.merge_mask.digest == held.sha256
+        update, state = write_update(
+            meta,
+            done,
+            base=base,
+            before=before,
+            known=before.merge_mask if before is not None and same else None,
+            send_mask=held is None or held.version != meta.mask_version,
         )
-        delivery = Delivery(
-            assignment=work.id,
-            round=number,
-            mask_version=version,
-            mask_sha256=done.mask.digest,
-        )
-        return delivery, encode_update(meta, done.theta, mask=done.mask, send_mask=send_mask)
+        return arm.hold(delivery, state=state.to_bytes(self._learner.space), update=update)
 
     def _evaluate(self, arm: Arm, work: Assignment, *, wait: float) -> Step:
         space, settings = self._learner.space, work.run.settings
@@ -332,6 +317,29 @@ class Agent:
     def _decline(self, work: Assignment, reason: str, *, wait: float) -> Step:
         self._client.decline(work.id, reason)
         return Step(StepOutcome.DECLINED, wait, work.round, reason)
+
+
+def _described(
+    work: Assignment, done: Participation, *, number: int
+) -> tuple[Delivery, UpdateMeta]:
+    """What the update is; the mask is sent, under the next number, if another one is held."""
+    held = work.mask
+    changed = held is None or held.sha256 != done.mask.digest
+    version = (held.version if held else 0) + changed
+    meta = UpdateMeta(
+        space=work.space_digest,
+        run=str(work.run.id),
+        round=number,
+        assignment=str(work.id),
+        base_version=work.base.sha256,
+        mask_version=version,
+        examples=done.examples,
+        encoding=work.run.settings.wire.encoding,
+    )
+    delivery = Delivery(
+        assignment=work.id, round=number, mask_version=version, mask_sha256=done.mask.digest
+    )
+    return delivery, meta
 
 
 def _is_final(error: ServiceError) -> bool:

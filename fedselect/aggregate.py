@@ -16,15 +16,18 @@ from fedselect.kernels import LANES, Part, Sums, add_group, divide
 from fedselect.masks import BLOCK, ByteVector, Mask, packed_size
 from fedselect.protocol import GROUP as GROUP
 from fedselect.protocol import SHARD as SHARD
-from fedselect.space import FloatVector
+from fedselect.space import FloatValues, FloatVector
 
 
 @dataclass(frozen=True, slots=True)
 class Contribution:
-    """One client's part of a round: compact values of shape (mask.shared,) and a weight."""
+    """One client's part of a round: compact values of shape (mask.shared,) and a weight.
+
+    Trained values are float32, decoded deltas float64.
+    """
 
     mask: Mask
-    values: FloatVector
+    values: FloatValues
     weight: float = 1.0
 
 
@@ -87,7 +90,7 @@ class Accumulator:
             raise ValueError(f"{len(self._group)} updates of an open group are not in the sums")
         return self._sums
 
-    def add(self, packed: ByteVector, values: FloatVector, weight: float = 1.0) -> None:
+    def add(self, packed: ByteVector, values: FloatValues, weight: float = 1.0) -> None:
         """Add the next update: the mask bytes (ceil(n/8),) and shared values of this range.
 
         Raises:
@@ -99,7 +102,8 @@ class Accumulator:
         shared = size - int(np.bitwise_count(packed).sum(dtype=np.int64))
         if values.size != shared:
             raise MaskError(f"{values.size} values for {shared} shared elements")
-        part = Part(np.ascontiguousarray(packed), np.ascontiguousarray(values, "<f4"), weight)
+        own = values if values.flags.c_contiguous else values.copy()
+        part = Part(np.ascontiguousarray(packed), own, weight)
         self._group.append(part)
         if len(self._group) == GROUP:
             self._fold()

@@ -24,8 +24,10 @@ from rich.table import Table
 
 import fedselect
 from fedselect import audit, wire
+from fedselect.deltas import Frames, delta_encoding
 from fedselect.errors import FedSelectError, WireError
-from fedselect.masks import Mask, packed_size
+from fedselect.maskcoding import decode_mask
+from fedselect.masks import BLOCK, Mask, packed_size
 
 GROUP = "fedselect.commands"
 FINITE_BLOCK = 1 << 20  # values checked at a time
@@ -238,9 +240,13 @@ def inspect_file(path: Path) -> dict[str, Any]:
         file.seek(0)
         digest = hashlib.file_digest(file, "sha256").hexdigest()
     data: Bytes = np.memmap(path, dtype=np.uint8, mode="r")
-    values = _section(data, layout, "values").view("<f4")
-    for start in range(0, values.size, FINITE_BLOCK):
-        wire.check_finite(values[start : start + FINITE_BLOCK])
+    if layout.metadata["format"] == wire.CODED_FORMAT:
+        mask = _inspect_deltas(data, layout)
+    else:
+        values = _section(data, layout, "values").view("<f4")
+        for start in range(0, values.size, FINITE_BLOCK):
+            wire.check_finite(values[start : start + FINITE_BLOCK])
+        mask = _inspect_mask(data, layout)
     return {
         "format": layout.metadata["format"],
         "metadata": dict(layout.metadata),
@@ -250,7 +256,7 @@ def inspect_file(path: Path) -> dict[str, Any]:
         },
         "size": layout.size,
         "sha256": digest,
-        **_inspect_mask(data, layout),
+        **mask,
     }
 
 
@@ -288,6 +294,40 @@ def _inspect_mask(data: Bytes, layout: wire.Layout) -> dict[str, Any]:
     wire.check_block_rank(ranks.tobytes(), Mask(elements, packed))
     share = personal / elements if elements else 0.0
     return unknown | {"elements": elements, "personal": personal, "personal_share": share}
+
+
+def _inspect_deltas(data: Bytes, layout: wire.Layout) -> dict[str, Any]:
+    elements = wire.elements_of(layout)
+    ranks = _section(data, layout, "block_rank").view("<u8")
+    lengths = _section(data, layout, "lengths").view("<u4")
+    frames = Frames(delta_encoding(layout.metadata["encoding"]), elements, ranks, lengths)
+    payload = _section(data, layout, "values")
+    if frames.size != payload.size or int(ranks[0]):
+        raise WireError("the tables do not fit the values", code="frames_invalid")
+    for start in range(0, elements, BLOCK):
+        stop = min(start + BLOCK, elements)
+        first, last = frames.span(start, stop)
+        frames.decode(payload[first:last].tobytes(), start, stop)
+    if "mask" in layout.sections:
+        _inspect_coded_mask(_section(data, layout, "mask").tobytes(), elements, ranks)
+    shared = int(ranks[-1])
+    share = (elements - shared) / elements if elements else 0.0
+    return {
+        "elements": elements,
+        "shared": shared,
+        "personal": elements - shared,
+        "personal_share": share,
+    }
+
+
+def _inspect_coded_mask(sent: bytes, elements: int, ranks: Bytes) -> None:
+    try:
+        mask = decode_mask(elements, sent)
+    except WireError as error:
+        if error.code == "mask_missing":  # only those who hold the mask before it can tell
+            return
+        raise
+    wire.check_block_rank(ranks.tobytes(), mask)
 
 
 # --- audit -------------------------------------------------------------------------------------

@@ -73,6 +73,18 @@ class Codes:
         return np.multiply(self.codes, scales, out=scales)
 
 
+def delta_encoding(name: str) -> DeltaEncoding:
+    """The encoding of this name.
+
+    Raises:
+        WireError: encoding_unknown.
+    """
+    for encoding in DELTA_ENCODINGS:
+        if name == encoding:
+            return encoding
+    raise WireError(f"{name!r} is no encoding of deltas", code="encoding_unknown")
+
+
 # --- quantising --------------------------------------------------------------------------------
 
 
@@ -144,6 +156,22 @@ def _sum_of_squares(rows: FloatVector) -> npt.NDArray[np.float64]:
     return sums
 
 
+def left_over(delta: FloatVector, codes: Codes, mask: Mask) -> FloatVector:
+    """What ``codes`` lose of the shared elements of ``delta`` (D,); 0 where it is personal."""
+    rest = np.zeros(delta.size, dtype=np.float32)
+    rank = mask.block_rank().astype(np.int64)
+    per_block = BLOCK // SCALE_BLOCK
+    for block, (first, last) in enumerate(pairwise(rank)):
+        start, stop = block * BLOCK, min((block + 1) * BLOCK, delta.size)
+        keep = _shared_bits(mask, start, stop)
+        scales = codes.scales[block * per_block : (block + 1) * per_block]
+        own = Codes(codes.encoding, codes.codes[first:last], scales)
+        values = own.values(_counts_of(mask, start, stop))
+        lost = np.compress(keep, delta[start:stop]) - values
+        np.place(rest[start:stop], keep, lost.astype(np.float32))
+    return rest
+
+
 def scale_counts(packed: ByteVector, size: int) -> Counts:
     """Shared elements of every scale block of a range of ``size`` elements.
 
@@ -210,6 +238,12 @@ def _join(planes: list[ByteVector]) -> CodeVector:
         return planes[0].view(np.int8)
     turned = (planes[0].astype(np.uint16) << 8) | planes[1]
     return (turned >> 1) | (turned << 15)
+
+
+def payload_limit(dim: int, encoding: DeltaEncoding) -> int:
+    """The most bytes that all frames of a vector can have."""
+    scales = 4 * -(-dim // SCALE_BLOCK) if encoding == "int8" else 0
+    return PLANES[encoding] * dim + scales
 
 
 class Frames:

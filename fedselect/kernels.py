@@ -19,7 +19,7 @@ from numba import njit
 
 from fedselect.lanes import ORDER, add_columns, processor_lanes
 from fedselect.masks import ByteVector
-from fedselect.space import FloatVector
+from fedselect.space import FloatValues
 
 Float64Vector = npt.NDArray[np.float64]
 CountVector = npt.NDArray[np.int32]
@@ -35,7 +35,7 @@ class Part:
     """
 
     packed: ByteVector
-    values: FloatVector
+    values: FloatValues
     weight: float = 1.0
 
 
@@ -91,7 +91,8 @@ def add_group(parts: Sequence[Part], sums: Sums, *, lanes: int = LANES) -> None:
         raise ValueError(f"a group has 1 to {LARGEST_GROUP} clients, not {len(parts)}")
     if sums.weights is None and any(part.weight != 1 for part in parts):
         sums.weights = sums.counts.astype(np.float64)
-    columns = sums.total.size // lanes if lanes > 1 else 0
+    narrow = all(part.values.dtype == np.float32 for part in parts)
+    columns = sums.total.size // lanes if lanes > 1 and narrow else 0
     left = [part.values for part in parts]
     if columns:
         ends = _run_columns(parts, sums, columns=columns, lanes=lanes)
@@ -117,7 +118,7 @@ def _run_columns(parts: Sequence[Part], sums: Sums, *, columns: int, lanes: int)
 
 
 def _add_plainly(
-    parts: Sequence[Part], values: Sequence[FloatVector], sums: Sums, *, start: int
+    parts: Sequence[Part], values: Sequence[FloatValues], sums: Sums, *, start: int
 ) -> None:
     size = sums.total.size - start
     total, counts, weights = np.zeros(size), np.zeros(size, dtype=np.int32), np.zeros(size)

@@ -1,7 +1,7 @@
 """The head of an update or version file: what it says of itself, and where its sections lie.
 
 Owns the container of docs/WIRE.md: the length, the one spelling of the header, the closed schema of
-both formats. Must not know what the sections mean (``wire``).
+the formats. Must not know what the sections mean (``wire``).
 """
 
 from __future__ import annotations
@@ -14,7 +14,8 @@ from typing import Any
 
 from fedselect.errors import WireError
 
-UPDATE_FORMAT = "fedselect-update/1"
+UPDATE_FORMAT = "fedselect-update/1"  # trained values in float32
+CODED_FORMAT = "fedselect-update/2"  # encoded deltas in frames
 VERSION_FORMAT = "fedselect-version/1"
 HEADER_CAP = 256 * 1024
 UPDATE_FIELDS = [
@@ -28,11 +29,32 @@ UPDATE_FIELDS = [
     "run",
     "space",
 ]
+CODED_FIELDS = sorted([*UPDATE_FIELDS, "elements"])
 VERSION_FIELDS = ["format", "space"]
-_SIZES = {"F32": 4, "U8": 1, "U64": 8}
-# Section order on the wire: widest type first, so that every section is aligned.
-_UPDATE_SECTIONS = {"block_rank": "U64", "values": "F32", "mask": "U8"}
-_VERSION_SECTIONS = {"values": "F32"}
+_SIZES = {"F32": 4, "U8": 1, "U32": 4, "U64": 8}
+
+
+@dataclass(frozen=True, slots=True)
+class _Schema:
+    """What a format has: the keys of its metadata, its sections in order with their dtypes."""
+
+    fields: list[str]
+    sections: Mapping[str, str]
+    optional: frozenset[str] = frozenset()
+
+
+# Widest type first, so that every section is aligned; in a delta file the mask comes before what it
+# explains, so that a stream can be judged as it passes.
+_MASK = frozenset({"mask"})
+_UPDATES = {
+    UPDATE_FORMAT: _Schema(
+        UPDATE_FIELDS, {"block_rank": "U64", "values": "F32", "mask": "U8"}, _MASK
+    ),
+    CODED_FORMAT: _Schema(
+        CODED_FIELDS, {"block_rank": "U64", "lengths": "U32", "mask": "U8", "values": "U8"}, _MASK
+    ),
+}
+_VERSIONS = {VERSION_FORMAT: _Schema(VERSION_FIELDS, {"values": "F32"})}
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,12 +106,12 @@ def header_size(first: bytes) -> int:
 
 
 def read_update_layout(head: bytes) -> Layout:
-    """Parse an update's head; ``mask`` is the only section that may be missing.
+    """Parse an update's head, of either format; only ``mask`` may be missing.
 
     Raises:
         WireError: not exactly the closed schema of docs/WIRE.md.
     """
-    return _layout(head, UPDATE_FORMAT, UPDATE_FIELDS, _UPDATE_SECTIONS, {"mask"})
+    return _layout(head, _UPDATES)
 
 
 def read_version_layout(head: bytes) -> Layout:
@@ -98,23 +120,22 @@ def read_version_layout(head: bytes) -> Layout:
     Raises:
         WireError: not exactly the closed schema of docs/WIRE.md.
     """
-    return _layout(head, VERSION_FORMAT, VERSION_FIELDS, _VERSION_SECTIONS, set())
+    return _layout(head, _VERSIONS)
 
 
-def _layout(
-    head: bytes, form: str, fields: list[str], sections: Mapping[str, str], optional: set[str]
-) -> Layout:
+def _layout(head: bytes, schemas: Mapping[str, _Schema]) -> Layout:
     size = header_size(head)
     if len(head) < size:
         raise WireError(
             f"the file ends inside its header ({len(head)} of {size} bytes)", code="file_truncated"
         )
     header = _parse_json(head[8:size])
-    metadata = _metadata(header.pop("__metadata__", None), form, fields)
+    metadata, schema = _metadata(header.pop("__metadata__", None), schemas)
+    sections = schema.sections
     unexpected = set(header) - set(sections)
     if unexpected:
         raise WireError(f"unexpected tensor {min(unexpected)[:64]!r}", code="tensor_unexpected")
-    missing = set(sections) - set(header) - optional
+    missing = set(sections) - set(header) - schema.optional
     if missing:
         raise WireError(f"tensor {min(missing)!r} is missing", code="tensor_missing")
     placed: dict[str, Section] = {}
@@ -147,15 +168,19 @@ def _parse_json(text: bytes) -> dict[str, Any]:
     return header
 
 
-def _metadata(found: Any, form: str, fields: list[str]) -> Mapping[str, str]:
-    if isinstance(found, dict) and "format" in found and found["format"] != form:
+def _metadata(found: Any, schemas: Mapping[str, _Schema]) -> tuple[Mapping[str, str], _Schema]:
+    form = found.get("format") if isinstance(found, dict) else None
+    if isinstance(found, dict) and "format" in found and str(form) not in schemas:
         raise WireError(
-            f"format {str(found['format'])[:64]!r} is not {form!r}", code="format_unknown"
+            f"format {str(form)[:64]!r} is not {' or '.join(map(repr, schemas))}",
+            code="format_unknown",
         )
-    if not isinstance(found, dict) or set(found) != set(fields):
+    schema = schemas.get(str(form), next(iter(schemas.values())))
+    if not isinstance(found, dict) or set(found) != set(schema.fields):
         names = sorted(found) if isinstance(found, dict) else found
         raise WireError(
-            f"metadata must be exactly {fields}, got {str(names)[:200]!r}", code="header_invalid"
+            f"metadata must be exactly {schema.fields}, got {str(names)[:200]!r}",
+            code="header_invalid",
         )
     for name, value in found.items():
         if not isinstance(value, str) or len(value) > 128:
@@ -163,7 +188,7 @@ def _metadata(found: Any, form: str, fields: list[str]) -> Mapping[str, str]:
                 f"metadata {name!r} must be a string of at most 128 characters",
                 code="header_invalid",
             )
-    return found
+    return found, schema
 
 
 def _section(name: str, entry: Any, *, dtype: str, offset: int, base: int) -> Section:

@@ -31,7 +31,8 @@ class PersonalState:
 
     ``theta`` and ``reference`` have shape (D,); ``merge_mask`` is the mask the last upload was made
     with, ``mask`` the one the next training uses (ALGORITHM §1.7, decision 9); ``buffers`` are
-    integer buffers by name, which are no part of the parameter space.
+    integer buffers by name, which are no part of the parameter space; ``residual`` (D,) is what the
+    encoding of the last update lost (``feedback``), None where values travel as they are.
     """
 
     participations: int
@@ -40,6 +41,7 @@ class PersonalState:
     merge_mask: Mask
     mask: Mask
     buffers: dict[str, npt.NDArray[Any]] = field(default_factory=dict)
+    residual: FloatVector | None = None
 
     @classmethod
     def start(cls, base: FloatVector, mask: Mask) -> PersonalState:
@@ -59,6 +61,8 @@ class PersonalState:
             "mask": self.mask.packed,
             **{f"buffer.{name}": array for name, array in self.buffers.items()},
         }
+        if self.residual is not None:
+            tensors["residual"] = self.residual
         facts = {
             "format": STATE_FORMAT,
             "space": space.digest,
@@ -92,6 +96,7 @@ class PersonalState:
             Mask(space.dim, tensors["merge_mask"]),
             Mask(space.dim, tensors["mask"]),
             {n.removeprefix(prefix): a for n, a in tensors.items() if n.startswith(prefix)},
+            tensors.get("residual"),
         )
 
 

@@ -10,6 +10,7 @@ from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from fedselect.deltas import Encoding
 from fedselect.errors import SettingsError
 from fedselect.masks import Mask
 from fedselect.space import ParameterSpace, Role
@@ -129,11 +130,22 @@ class Limits(Settings):
 
     The defaults are far beyond the weights of any network that learns (their magnitudes stay below
     1,000, their norm below √D times that); raise them if a task shares raw statistics, such as
-    running variances of inputs that were not normalized.
+    running variances of inputs that were not normalized. Where deltas travel, they are what counts.
     """
 
     max_abs: float = Field(1e6, gt=0, description="Largest magnitude of a value that is sent.")
     max_norm: float = Field(1e7, gt=0, description="Largest L2 norm of all values that are sent.")
+
+
+class Wire(Settings):
+    """How values travel (docs/WIRE.md).
+
+    ``f32``: the trained values as they are. ``bf16`` and ``int8``: deltas against the version that
+    training started from, rounded, entropy-coded and with error feedback; the published version
+    is then the base and a rounded mean delta.
+    """
+
+    encoding: Encoding = "f32"
 
 
 class RunSettings(Settings):
@@ -145,6 +157,7 @@ class RunSettings(Settings):
     training: Training = Training(steps=20)
     round: RoundPolicy = RoundPolicy()
     limits: Limits = Limits()
+    wire: Wire = Wire()
 
     @model_validator(mode="after")
     def _mask_is_used(self) -> Self:

@@ -44,7 +44,7 @@ def _contribution(manifest: Manifest, update: ManifestUpdate, read: Read) -> Con
     mask_bytes = _checked(read, update.mask_object, update.mask_sha256)
     mask = Mask.from_bytes(manifest.elements, mask_bytes)
     data = _checked(read, update.object, update.sha256)
-    return Contribution(mask, wire.update_values(data), update.weight)
+    return Contribution(mask, wire.update_values(data, mask), update.weight)
 
 
 def _checked(read: Read, key: str, sha256: str) -> bytes:

@@ -21,6 +21,7 @@ import numpy.typing as npt
 from fedselect.errors import SpaceError
 
 FloatVector = npt.NDArray[np.float32]
+FloatValues = npt.NDArray[np.float32] | npt.NDArray[np.float64]
 
 MAX_ELEMENTS = 2**33
 MAX_TENSORS = 20_000

@@ -22,8 +22,10 @@ from app.tables import Round
 from app.wiring import Coordinator
 from fedselect import wire
 from fedselect.aggregate import Accumulator, value_range
+from fedselect.deltas import Frames, delta_encoding, scale_counts
+from fedselect.masks import ByteVector
 from fedselect.protocol import Manifest, ManifestUpdate
-from fedselect.space import FloatVector
+from fedselect.space import FloatValues, FloatVector
 
 FIRST_READ = 64 * 1024  # covers the head and the rank table of all but very large files
 IN_MEMORY = 8 * 1024**2
@@ -116,20 +118,31 @@ def _partial(round_id: UUID, part: int) -> str:
 
 def _read_shard(
     storage: Storage, update: ManifestUpdate, start: int, stop: int
-) -> tuple[np.typing.NDArray[np.uint8], FloatVector]:
-    """The mask bytes and the shared values of elements [start, stop) of one accepted update."""
+) -> tuple[ByteVector, FloatValues]:
+    """The mask bytes and the shared values of elements [start, stop) of one accepted update.
+
+    Of a delta file, the exact decoded deltas in float64.
+    """
+    length = -(-stop // 8) - start // 8
+    packed = np.frombuffer(storage.read(update.mask_object, start // 8, length), dtype=np.uint8)
     head = storage.read(update.object, 0, FIRST_READ)
     layout = wire.read_update_layout(head)
-    rank_section = layout.sections["block_rank"]
-    if rank_section.stop > len(head):
-        head += storage.read(update.object, len(head), rank_section.stop - len(head))
-    rank = np.frombuffer(head[rank_section.start : rank_section.stop], dtype="<u8")
-    first, last = value_range(rank, start, stop)
+    names = [name for name in ("block_rank", "lengths") if name in layout.sections]
+    tables = [layout.sections[name] for name in names]
+    if tables[-1].stop > len(head):
+        head += storage.read(update.object, len(head), tables[-1].stop - len(head))
+    rank = np.frombuffer(head[tables[0].start : tables[0].stop], dtype="<u8")
     offset = layout.sections["values"].start
-    data = _range(storage, update.object, head, offset + 4 * first, offset + 4 * last)
-    length = -(-stop // 8) - start // 8
-    packed = storage.read(update.mask_object, start // 8, length)
-    return np.frombuffer(packed, dtype=np.uint8), np.frombuffer(data, dtype="<f4")
+    if layout.metadata["format"] != wire.CODED_FORMAT:
+        first, last = value_range(rank, start, stop)
+        data = _range(storage, update.object, head, offset + 4 * first, offset + 4 * last)
+        return packed, np.frombuffer(data, dtype="<f4")
+    lengths = np.frombuffer(head[tables[1].start : tables[1].stop], dtype="<u4")
+    encoding = delta_encoding(layout.metadata["encoding"])
+    frames = Frames(encoding, wire.elements_of(layout), rank, lengths)
+    first, last = frames.span(start, stop)
+    data = _range(storage, update.object, head, offset + first, offset + last)
+    return packed, frames.decode(data, start, stop).values(scale_counts(packed, stop - start))
 
 
 def _read_base(storage: Storage, manifest: Manifest, start: int, stop: int) -> FloatVector:

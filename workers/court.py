@@ -174,7 +174,15 @@ class Judge:
 
 
 def _head_of(plan: wire.UpdatePlan) -> dict[str, Any]:
-    names = ("space", "run", "round", "assignment", "base_version", "known_mask_version")
+    names = (
+        "space",
+        "run",
+        "round",
+        "assignment",
+        "base_version",
+        "known_mask_version",
+        "encoding",
+    )
     return {name: getattr(plan, name) for name in (*names, "max_abs", "max_norm")}
 
 

@@ -145,6 +145,7 @@ def _plan(storage: Storage, order: Order) -> wire.UpdatePlan:
         known_mask_version=order.mask.number if order.mask else 0,
         max_abs=order.settings.limits.max_abs,
         max_norm=order.settings.limits.max_norm,
+        encoding=order.settings.wire.encoding,
     )
 
 

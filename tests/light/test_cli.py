@@ -110,7 +110,7 @@ def with_payload(change) -> bytes:
         (update()[:-1], "file_truncated"),
         (update() + b"\0", "file_trailing"),
         (safetensors.numpy.save({"w": np.zeros(3)}), "header_invalid"),
-        (update().replace(b"update/1", b"update/2"), "format_unknown"),
+        (update().replace(b"update/1", b"update/3"), "format_unknown"),
         (with_payload(lambda p: p[:16] + b"\0\0\xc0\x7f" + p[20:]), "values_not_finite"),
         (with_payload(lambda p: b"\1" + p[1:]), "block_rank_invalid"),
         (with_payload(lambda p: p[:-1] + b"\x82"), "mask_padding"),

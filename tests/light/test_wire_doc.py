@@ -10,29 +10,47 @@ from pathlib import Path
 import pytest
 from wire_samples import GOLDEN, MASK, SPACE
 
-from fedselect import deflate, deltas, inspection, layout, lifecycle, wire
+from fedselect import (
+    checks,
+    deflate,
+    deltas,
+    inspection,
+    layout,
+    lifecycle,
+    maskcoding,
+    wire,
+)
 from fedselect.errors import MaskError, WireError
 from fedselect.masks import BLOCK
 from fedselect.protocol import GROUP, SHARD, Manifest, ManifestUpdate
 
-MODULES = (wire, layout, inspection, deltas, deflate)
+MODULES = (wire, checks, layout, inspection, deltas, deflate, maskcoding)
 DOCS = Path(__file__).parents[2] / "docs"
 WIRE = (DOCS / "WIRE.md").read_text()
 CYCLE = (DOCS / "ROUND-CYCLE.md").read_text()
 
 
-def fenced(language: str) -> list[str]:
-    return re.findall(rf"^```{language}\n(.*?)^```", WIRE, re.DOTALL | re.MULTILINE)
+CODED = WIRE.partition(f"`{wire.CODED_FORMAT}`\n")[2].partition("\n## ")[0]
 
 
-def test_the_worked_example_is_the_golden_file():
-    rows = [row.split("  ") for block in fenced("hexdump") for row in block.splitlines()]
+def fenced(language: str, text: str = WIRE) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "first"),
+    [("update-first", WIRE.replace(CODED, ""), 0), ("coded-int8-first", CODED, 0x280)],
+)
+def test_the_worked_example_is_the_golden_file(name, text, first):
+    rows = [row.split("  ") for block in fenced("hexdump", text) for row in block.splitlines()]
     data = b"".join(bytes.fromhex(row[1]) for row in rows)
-    assert data == (GOLDEN / "update-first.safetensors").read_bytes()
-    place = 0
-    for offset, text, *_ in rows:
+    golden = (GOLDEN / f"{name}.safetensors").read_bytes()
+    assert data == golden[first:]
+    assert first in {0, wire.header_size(golden)}
+    place = first
+    for offset, row, *_ in rows:
         assert int(offset, 16) == place
-        place += len(bytes.fromhex(text))
+        place += len(bytes.fromhex(row))
 
 
 def codes_of_wire() -> set[str]:
@@ -58,13 +76,15 @@ def test_every_code_of_the_wire_is_documented_and_no_other():
     assert {code for cell in cells for code in re.findall(r"`(\w+)`", cell)} == codes
 
 
-@pytest.mark.parametrize("name", [*wire.UPDATE_FIELDS, "block_rank", "values", "mask"])
+@pytest.mark.parametrize("name", [*wire.UPDATE_FIELDS, "block_rank", "lengths", "values", "mask"])
 def test_every_field_and_section_is_documented(name):
     assert f"| `{name}` |" in WIRE
 
 
 def test_the_numbers_are_the_real_ones():
     assert wire.UPDATE_FORMAT in WIRE
+    assert f"{deltas.SCALE_BLOCK:,} elements of the flat vector" in WIRE
+    assert f"Every {maskcoding.CHUNK:,} elements are a chunk" in WIRE
     assert wire.VERSION_FORMAT in WIRE
     assert f"{wire.HEADER_CAP:,} (256 KiB)" in WIRE
     assert f"{BLOCK:,}" in WIRE

@@ -234,7 +234,7 @@ def edited(**changes) -> bytes:
         ({"__metadata__": None}, "header_invalid"),
         ({"__metadata__": {"extra": "1"}}, "header_invalid"),
         ({"__metadata__": {"run": 5}}, "header_invalid"),
-        ({"__metadata__": {"format": "fedselect-update/2"}}, "format_unknown"),
+        ({"__metadata__": {"format": "fedselect-update/3"}}, "format_unknown"),
         ({"__metadata__": {"format": ["x"]}}, "format_unknown"),
         ({"values": {"dtype": "F64"}}, "header_invalid"),
         ({"values": {"dtype": "I32"}}, "header_invalid"),

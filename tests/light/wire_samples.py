@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from fedselect import wire
+from fedselect.deltas import quantise
 from fedselect.masks import Mask
 from fedselect.space import Kind, ParameterSpace, Role
 
@@ -71,6 +72,21 @@ def known(mask: Mask = MASK, version: int = 1, **changes: Any) -> wire.UpdatePla
 def update(*, mask: Mask = MASK, theta: Any = THETA, send_mask: bool = True, **meta: Any) -> bytes:
     """A valid update; keywords change its metadata."""
     return wire.encode_update(replace(META, **meta), theta, mask=mask, send_mask=send_mask)
+
+
+def coded(
+    encoding: Any = "int8",
+    *,
+    mask: Mask = MASK,
+    delta: Any = THETA,
+    send_mask: bool = True,
+    old: Mask | None = None,
+    **meta: Any,
+) -> bytes:
+    """A valid delta file; keywords change its metadata."""
+    told = replace(META, **{"encoding": encoding, **meta})
+    codes = quantise(delta, encoding, mask)
+    return wire.encode_delta(told, codes, mask=mask, send_mask=send_mask, known=old)
 
 
 def take_apart(data: bytes) -> tuple[dict[str, Any], bytes]:
