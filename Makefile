@@ -45,4 +45,4 @@ constraints: $(READY)  ## write what is installed now as the exact versions of t
 
 clean:  ## stop the local stack and remove what make made
 	-$(BIN)/fedselect down
-	rm -rf .venv .fedselect
+	rm -rf .venv .venv-flower .fedselect .bench

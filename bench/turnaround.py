@@ -1,0 +1,254 @@
+"""Round time and memory against Flower: the same model, the same clients, nobody trains.
+
+Both systems run on this machine as they are shipped: Flower with SuperLink, SuperNodes and FedAvg
+(``bench.flower``), ours with the local stack and `fedselect agent` processes. A round is what lies
+between the opening of two rounds; the first ones, in which everything warms up, do not count.
+"""
+
+from __future__ import annotations
+
+import os
+import statistics
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from uuid import UUID
+
+import psutil
+
+from app.cli import admin_key_file, prepare
+from app.localprocess import end, until
+from app.localstack import LocalStack
+from bench import flower
+from bench.harness import Curve, Figure, Outcome, Room, bench
+from bench.memory import Peaks
+from bench.still_task import Still
+from fedselect import RoundPolicy, RunSettings, Training, wire
+from fedselect.client import Client
+from fedselect.policies import Policy, preset
+from fedselect.protocol import ModelCreate, RunCreate
+from fedselect.training import TorchLearner
+
+WIDTH = 1000
+TASK = Path(__file__).with_name("still_task.py")
+FEDSELECT = str(Path(sys.executable).with_name("fedselect"))
+PATIENCE = 90.0  # seconds for one round, and for everything before the first
+MARK = "FEDSELECT_BENCH_ROOM"
+# All of the mask is chosen at once, after the second participation, at random over all tensors.
+SPARSE = {"score": "random", "growth": 0.3, "limit": 0.3, "start_round": 1, "interval": 100_000}
+WARM = {"none": 1, "sparse": 3}  # rounds that do not count: the first masks travel in the third
+FLOWER = "Flower's FedAvg"
+NAMES = {"none": "f32, nothing personal", "sparse": "f32, 30 % personal"}
+WANTED = {"none": 1 / 2, "sparse": None}
+NOTE = (
+    "A round is the time between the openings of two. The peak of a process is the kernel's "
+    "high-water mark (RSS); the sum over all processes counts shared pages once (PSS)."
+)
+
+
+@dataclass(frozen=True)
+class Size:
+    """What both systems are given."""
+
+    layers: int
+    clients: int
+    rounds: int  # that count
+
+    @property
+    def millions(self) -> float:
+        return self.layers * WIDTH * (WIDTH + 1) / 1e6
+
+    @property
+    def text(self) -> str:
+        return f"{self.millions:.0f} M × {self.clients} clients"
+
+
+@dataclass(frozen=True)
+class Taken:
+    """What one system needed: seconds of a round, peak MiB of what aggregates and of everything."""
+
+    seconds: float
+    aggregator: float
+    everything: float
+
+
+@bench(
+    quick={"layers": (2,), "clients": (2,), "rounds": 2, "kinds": ("none",)},
+    full={"layers": (6, 12, 25), "clients": (2, 4, 8), "rounds": 5, "kinds": ("none", "sparse")},
+    minutes=(3, 60),
+)
+def turnaround(
+    room: Room,
+    *,
+    layers: tuple[int, ...],
+    clients: tuple[int, ...],
+    rounds: int,
+    kinds: tuple[str, ...],
+) -> Outcome:
+    """Seconds of a round and memory, against Flower: the largest model with each number of clients,
+    and all smaller ones with the second number of them.
+    """
+    versions = flower.install()
+    figures: list[Figure] = []
+    against_clients: dict[str, list[float]] = {}
+    against_size: dict[str, list[float]] = {}
+    middle = clients[len(clients) // 2]
+    for number in clients:
+        found = _both(room, Size(layers[-1], number, rounds), kinds)
+        figures += _figures(Size(layers[-1], number, rounds).text, found)
+        _collect(against_clients, found)
+        if number == middle:
+            for few in layers[:-1]:
+                size = Size(few, number, rounds)
+                _collect(against_size, _both(room, size, ("none",)))
+            _collect(against_size, found)
+    sizes = [Size(few, middle, rounds).millions for few in layers]
+    millions = f"M parameters, {middle} clients"
+    return Outcome(
+        figures,
+        [
+            *_curves("Round time against clients", against_clients, clients, "clients"),
+            *_curves("Round time against model size", against_size, sizes, millions),
+        ],
+        [f"Flower: {versions}. {NOTE}"],
+    )
+
+
+def _both(room: Room, size: Size, kinds: tuple[str, ...]) -> dict[str, Taken]:
+    """Flower and then ours, one after the other, with this model and so many clients."""
+    place = f"{size.layers}-{size.clients}"
+    found = {FLOWER: _flower(room.folder / f"flower-{place}", size)}
+    for kind in kinds:
+        found[kind] = _ours(room.folder / f"{kind}-{place}", size, kind)
+    return found
+
+
+def _figures(text: str, found: dict[str, Taken]) -> list[Figure]:
+    theirs, dense = found[FLOWER], found["none"]
+    rounds = [
+        Figure(
+            f"a round, {text}, {NAMES[kind]}", found[kind].seconds, FLOWER, theirs.seconds, w, "s"
+        )
+        for kind, w in WANTED.items()
+        if kind in found
+    ]
+    server, everything = "Flower's server process", "all of Flower's"
+    return [
+        *rounds,
+        Figure(
+            f"peak of a worker, {text}", dense.aggregator, server, theirs.aggregator, 1 / 2, "MiB"
+        ),
+        Figure(
+            f"all processes, {text}", dense.everything, everything, theirs.everything, None, "MiB"
+        ),
+    ]
+
+
+def _collect(curves: dict[str, list[float]], found: dict[str, Taken]) -> None:
+    for name in (FLOWER, "none"):
+        curves.setdefault(name, []).append(found[name].seconds)
+
+
+def _curves(
+    plot: str, found: dict[str, list[float]], x: Sequence[float], axis: str
+) -> Iterator[Curve]:
+    for name, y in found.items():
+        yield Curve(plot, NAMES.get(name, name), x, y, (axis, "s"))
+
+
+# --- Flower --------------------------------------------------------------------------------------
+
+
+def _flower(folder: Path, size: Size) -> Taken:
+    rounds = WARM["none"] + size.rounds
+    config = {"layers": size.layers, "width": WIDTH, "rounds": rounds}
+    with flower.federation(folder, clients=size.clients, **config) as (notes, peaks):
+
+        def over() -> bool:
+            return notes.exists() and len(notes.read_text().splitlines()) > rounds
+
+        if not until(over, seconds=PATIENCE * (1 + rounds)):
+            raise TimeoutError(f"Flower's rounds did not end, see {folder.name}")
+        times = [float(line) for line in notes.read_text().splitlines()]
+    took = [after - before for before, after in pairwise(times)]
+    seconds = statistics.median(took[WARM["none"] :])
+    return Taken(seconds, peaks.largest("flwr-serverapp"), peaks.total)
+
+
+# --- ours ----------------------------------------------------------------------------------------
+
+
+def _ours(folder: Path, size: Size, kind: str) -> Taken:
+    rounds = WARM[kind] + size.rounds
+    stack = LocalStack(folder, given={})
+    try:
+        stack.up(prepare=lambda ready: prepare(stack.root, ready))
+        url = stack.environment()["PUBLIC_URL"]
+        key = admin_key_file(stack.root).read_text().strip()
+        with Client(url, key=key) as owner, Peaks(_is_ours) as peaks:
+            run_id = _run(owner, size, kind, rounds=rounds + 1)
+            with _agents(owner, folder, size):
+                if not until(
+                    lambda: _published(owner, run_id) >= rounds, seconds=PATIENCE * (1 + rounds)
+                ):
+                    raise TimeoutError(f"our rounds did not end, see {folder.name}")
+            opened = sorted(r.opened_at for r in owner.rounds(run_id))
+    finally:
+        stack.down()
+    took = [(b - a).total_seconds() for a, b in pairwise(opened)]
+    seconds = statistics.median(took[WARM[kind] : rounds])
+    return Taken(seconds, peaks.largest("celery", " worker "), peaks.total)
+
+
+def _is_ours(process: psutil.Process) -> bool:
+    # This process itself holds no part of the service.
+    return process.pid != os.getpid() and bool(process.environ().get(MARK) == os.environ[MARK])
+
+
+def _published(owner: Client, run_id: UUID) -> int:
+    return owner.run(run_id).published
+
+
+def _run(owner: Client, size: Size, kind: str, *, rounds: int) -> UUID:
+    learner = TorchLearner(Still(size.layers, WIDTH, 0))
+    model = owner.create_model(ModelCreate(name="still", space=learner.space.to_json()))
+    data = wire.encode_version(learner.space.digest, learner.initial())
+    upload = owner.send_weights(model.id, data)
+    if not until(lambda: owner.upload(upload.id).state == "accepted", seconds=120):
+        raise TimeoutError("the initial weights were not accepted")
+    policy = preset("fedavg") if kind == "none" else Policy(name=kind, **SPARSE)
+    everybody = {"goal": size.clients, "quorum": size.clients, "over_selection": 1.0}
+    settings = RunSettings(
+        rounds=rounds,
+        policy=policy,
+        training=Training(steps=1, learning_rate=1.0),
+        round=RoundPolicy(**everybody, retry_after=0.5),
+    )
+    run = owner.create_run(RunCreate(name="still", model_id=model.id, settings=settings))
+    return owner.start_run(run.id).id
+
+
+@contextmanager
+def _agents(owner: Client, folder: Path, size: Size) -> Iterator[None]:
+    tokens = owner.create_enrolments(size.clients).tokens
+    started: list[subprocess.Popen[bytes]] = []
+    try:
+        for number, token in enumerate(tokens):
+            given = {"layers": size.layers, "width": WIDTH, "number": number}
+            command = [FEDSELECT, "agent", "--server", owner.server]
+            command += ["--task", f"{TASK}:Still", "--name", f"site-{number}"]
+            command += [f"--task-arg={name}={value}" for name, value in given.items()]
+            command += ["--state", str(folder / f"agent-{number}")]
+            with (folder / f"agent-{number}.log").open("wb") as log:
+                environment = os.environ | {"FEDSELECT_TOKEN": token}
+                child = subprocess.Popen(command, env=environment, stdout=log, stderr=log)
+            started.append(child)
+        yield
+    finally:
+        for child in started:
+            end(psutil.Process(child.pid))
+            child.wait()
