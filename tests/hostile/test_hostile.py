@@ -8,9 +8,11 @@ from pathlib import Path
 
 import pytest
 
+from fedselect import wire
 from workers import court
 from workers.court import Case
 
+from . import corpus_deltas
 from .corpus import FOR_KNOWN, GOOD, HOSTILE, KNOWN, PLAN, SPACE
 from .trial import WITHOUT_MASK, Trial, expected, mutated
 
@@ -35,6 +37,42 @@ def test_the_corpus_differs_from_honest_files_only_in_what_it_says(trial: Trial)
 def test_a_hostile_file_is_refused_with_its_own_code(trial: Trial, name: str) -> None:
     code, data = {**HOSTILE, **FOR_KNOWN}[name]
     plan = PLAN if name in HOSTILE else KNOWN
+    assert trial.outcome(data, plan) == code
+    assert expected(data, plan) == code, "the decoder of whole files agrees"
+    assert trial.slowest < SECONDS
+    assert trial.peak < MEMORY
+
+
+@pytest.mark.parametrize(
+    ("data", "plan"),
+    [
+        (corpus_deltas.GOOD, corpus_deltas.PLAN),
+        (corpus_deltas.STREAMED, corpus_deltas.PLAN),
+        (corpus_deltas.GOOD_WIDE, corpus_deltas.WIDE),
+        (corpus_deltas.WITHOUT_MASK, corpus_deltas.KNOWN),
+    ],
+)
+def test_honest_delta_files_are_let_through(
+    trial: Trial, data: bytes, plan: wire.UpdatePlan
+) -> None:
+    assert trial.outcome(data, plan) == expected(data, plan) == "ok"
+
+
+DELTAS = [
+    *((name, corpus_deltas.PLAN, *case) for name, case in corpus_deltas.HOSTILE.items()),
+    *((name, corpus_deltas.KNOWN, *case) for name, case in corpus_deltas.FOR_KNOWN.items()),
+    *((name, corpus_deltas.WIDE, *case) for name, case in corpus_deltas.FOR_WIDE.items()),
+]
+
+
+@pytest.mark.parametrize(
+    ("plan", "code", "data"),
+    [case[1:] for case in DELTAS],
+    ids=[case[0] for case in DELTAS],
+)
+def test_a_hostile_delta_file_is_refused_with_its_own_code(
+    trial: Trial, plan: wire.UpdatePlan, code: str, data: bytes
+) -> None:
     assert trial.outcome(data, plan) == code
     assert expected(data, plan) == code, "the decoder of whole files agrees"
     assert trial.slowest < SECONDS
