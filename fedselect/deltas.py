@@ -67,7 +67,8 @@ class Codes:
         ``counts`` are the shared elements of each scale block (:func:`scale_counts`); None: all.
         """
         if self.encoding == "bf16":
-            return (self.codes.astype(np.uint32) << 16).view(np.float32).astype(np.float64)
+            bits = self.codes.astype(np.uint32)
+            return np.left_shift(bits, 16, out=bits).view(np.float32).astype(np.float64)
         sizes: Counts | int = SCALE_BLOCK if counts is None else counts
         scales = np.repeat(self.scales.astype(np.float64), sizes)[: self.codes.size]
         return np.multiply(self.codes, scales, out=scales)
@@ -101,18 +102,19 @@ def quantise(delta: FloatVector, encoding: DeltaEncoding, mask: Mask | None = No
     """
     dim = delta.size
     pieces, scales = [], []
+    scratch = _Scratch()
     for start in range(0, dim, BLOCK):
         stop = min(start + BLOCK, dim)
         block = np.ascontiguousarray(delta[start:stop], dtype=np.float32)
         keep = None if mask is None else _shared_bits(mask, start, stop)
         if keep is not None:
-            block = np.where(keep, block, np.float32(0))
+            block = _only(keep, block)
         if not np.isfinite(block).all():
             raise WireError("a delta is NaN or infinite", code="values_not_finite")
         if encoding == "bf16":
             codes: CodeVector = _to_bf16(block)
         else:
-            codes, found = _to_int8(block, _counts_of(mask, start, stop))
+            codes, found = _to_int8(block, _counts_of(mask, start, stop), scratch)
             scales.append(found)
         pieces.append(codes if keep is None else np.compress(keep, codes))
     kind = np.uint16 if encoding == "bf16" else np.int8
@@ -123,6 +125,12 @@ def quantise(delta: FloatVector, encoding: DeltaEncoding, mask: Mask | None = No
     )
 
 
+def _only(keep: npt.NDArray[np.bool_], block: FloatVector) -> FloatVector:
+    """``block`` with 0 where it is not kept; not multiplied, for what is personal may be NaN."""
+    ones = np.negative(keep.view(np.int8)).astype(np.int32)  # np.where takes 15 times as long
+    return (block.view(np.int32) & ones).view(np.float32)
+
+
 def _to_bf16(block: FloatVector) -> npt.NDArray[np.uint16]:
     bits = block.view(np.uint32)
     codes = ((bits + (0x7FFF + ((bits >> 16) & 1))) >> 16).astype(np.uint16)
@@ -131,29 +139,41 @@ def _to_bf16(block: FloatVector) -> npt.NDArray[np.uint16]:
     return codes
 
 
-def _to_int8(block: FloatVector, counts: Counts) -> tuple[npt.NDArray[np.int8], FloatVector]:
-    rows = np.zeros((counts.size, SCALE_BLOCK), dtype=np.float32)
-    rows.reshape(-1)[: block.size] = block
+class _Scratch:
+    """Memory of one block, used again and again: fresh pages cost more than the arithmetic."""
+
+    def __init__(self) -> None:
+        shape = (BLOCK // SCALE_BLOCK, SCALE_BLOCK)
+        self.rows = np.empty(shape, dtype=np.float32)
+        self.squares = np.empty(shape, dtype=np.float64)
+
+
+def _to_int8(
+    block: FloatVector, counts: Counts, scratch: _Scratch
+) -> tuple[npt.NDArray[np.int8], FloatVector]:
+    rows = scratch.rows[: counts.size]
+    flat = rows.reshape(-1)
+    flat[: block.size] = block
+    flat[block.size :] = 0
     largest = np.maximum(rows.max(axis=1), -rows.min(axis=1)).astype(np.float64)
-    mean = _sum_of_squares(rows) / np.maximum(counts, 1)
+    mean = _sum_of_squares(rows, scratch.squares[: counts.size]) / np.maximum(counts, 1)
     scales = np.maximum(largest / LARGEST_CODE, np.sqrt(mean) / RMS_STEPS).astype(np.float32)
     rows /= np.where(scales > 0, scales, np.float32(1))[:, None]
     np.rint(rows, out=rows)
     # A scale that was rounded down, a subnormal one above all, may ask for more than 127.
     np.clip(rows, -LARGEST_CODE, LARGEST_CODE, out=rows)
     rows[scales == 0] = 0
-    return rows.astype(np.int8).reshape(-1)[: block.size], scales
+    return flat[: block.size].astype(np.int8), scales
 
 
-def _sum_of_squares(rows: FloatVector) -> npt.NDArray[np.float64]:
+def _sum_of_squares(rows: FloatVector, squares: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
     """Per row; the order of additions is part of the format: the second half onto the first."""
-    squares = np.square(rows, dtype=np.float64)
+    np.square(rows, out=squares, dtype=np.float64)
     half = SCALE_BLOCK
     while half > 1:
         half //= 2
         squares[:, :half] += squares[:, half : 2 * half]
-    sums: npt.NDArray[np.float64] = squares[:, 0]
-    return sums
+    return squares[:, 0].copy()
 
 
 def left_over(delta: FloatVector, codes: Codes, mask: Mask) -> FloatVector:

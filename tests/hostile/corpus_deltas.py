@@ -294,3 +294,8 @@ FOR_WIDE: dict[str, tuple[str, bytes]] = {
     "the largest bfloat": ("value_too_large", bfloat(0, 0x7F7F)),
     "planes of 32 bits": ("values_length", wide(values=bytes(4 * COUNT))),
 }
+CASES = [  # name, plan, code, file
+    (name, plan, *case)
+    for plan, cases in ((PLAN, HOSTILE), (KNOWN, FOR_KNOWN), (WIDE, FOR_WIDE))
+    for name, case in cases.items()
+]

@@ -58,17 +58,10 @@ def test_honest_delta_files_are_let_through(
     assert trial.outcome(data, plan) == expected(data, plan) == "ok"
 
 
-DELTAS = [
-    *((name, corpus_deltas.PLAN, *case) for name, case in corpus_deltas.HOSTILE.items()),
-    *((name, corpus_deltas.KNOWN, *case) for name, case in corpus_deltas.FOR_KNOWN.items()),
-    *((name, corpus_deltas.WIDE, *case) for name, case in corpus_deltas.FOR_WIDE.items()),
-]
-
-
 @pytest.mark.parametrize(
     ("plan", "code", "data"),
-    [case[1:] for case in DELTAS],
-    ids=[case[0] for case in DELTAS],
+    [case[1:] for case in corpus_deltas.CASES],
+    ids=[case[0] for case in corpus_deltas.CASES],
 )
 def test_a_hostile_delta_file_is_refused_with_its_own_code(
     trial: Trial, plan: wire.UpdatePlan, code: str, data: bytes

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 
 from tests.hostile.corpus import FOR_KNOWN, HOSTILE, KNOWN, PLAN
+from tests.hostile.corpus_deltas import CASES
 from tests.hostile.trial import Trial, expected, mutated
 
 from .proofs import Figures, Room, proof
@@ -27,6 +28,7 @@ def hostile_files(room: Room, *, files: int) -> Figures:
     found: Counter[str] = Counter()
     made = [(data, code, PLAN) for code, data in HOSTILE.values()]
     made += [(data, code, KNOWN) for code, data in FOR_KNOWN.values()]
+    made += [(data, code, plan) for _, plan, code, data in CASES]
     differing = sum(trial.outcome(data, plan) != code for data, code, plan in made)
     outside = 0
     for data, plan in mutated(files, room.seed):
