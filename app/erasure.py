@@ -28,7 +28,7 @@ from app.tables import (
     Version,
 )
 from app.wiring import Coordinator
-from fedselect.lifecycle import AssignmentEvent, AssignmentState
+from fedselect.lifecycle import GATHERING_ROUNDS, AssignmentEvent, AssignmentState
 from fedselect.retention import ErasedFrom, Erasure, RetentionPolicy
 
 STAYS = [
@@ -55,10 +55,11 @@ def erase(core: Coordinator, client_id: UUID, *, project: UUID, actor: str) -> E
             client = clients.of_project(tx, project, client_id, lock=True)
             clients.revoke(tx, client)
             runs = _open_runs(tx, client)  # under its lock: from here on it takes no more work
+        sums: list[str] = []
         for run_id in runs:
             with core.db.transaction(actor, "erasure.end_work") as tx:
-                _end_work(tx, run_id, client_id)
-        files = _unregistered(core, client_id)
+                sums += _end_work(tx, run_id, client_id)
+        files = _unregistered(core, client_id, sums)
         with core.db.transaction(actor, "erasure.forget") as tx:
             client = clients.of_project(tx, project, client_id, lock=True)
             deletion = _forget(tx, client, files, retention.policy_of(core.settings))
@@ -69,27 +70,35 @@ def erase(core: Coordinator, client_id: UUID, *, project: UUID, actor: str) -> E
 
 
 def _open_runs(tx: Tx, client: Client) -> list[UUID]:
-    query = select(Assignment.run_id).where(
-        Assignment.client_id == client.id, Assignment.state.in_(holds.OPEN_WORK)
-    )
+    query = select(Assignment.run_id).where(_under_way(client.id))
     return sorted(set(tx.session.scalars(query)))
 
 
-def _end_work(tx: Tx, run_id: UUID, client_id: UUID) -> None:
-    """End what the client still has to do in a run, as if it had never answered."""
+def _under_way(client_id: UUID) -> ColumnElement[bool]:
+    """What the client still has to do, and what it has done for a round that gathers."""
+    gathering = select(Round.id).where(Round.state.in_([s.value for s in GATHERING_ROUNDS]))
+    accepted = Assignment.state == AssignmentState.ACCEPTED.value
+    counts = accepted & Assignment.round_id.in_(gathering)
+    return (Assignment.client_id == client_id) & or_(Assignment.state.in_(holds.OPEN_WORK), counts)
+
+
+def _end_work(tx: Tx, run_id: UUID, client_id: UUID) -> list[str]:
+    """End what the client has under way in a run, as if it had never answered; returns the keys of
+    partial sums that its updates are part of.
+    """
     rounds.lock_run(tx, run_id)
-    query = select(Assignment).where(
-        Assignment.run_id == run_id,
-        Assignment.client_id == client_id,
-        Assignment.state.in_(holds.OPEN_WORK),
-    )
+    sums: list[str] = []
+    query = select(Assignment).where(Assignment.run_id == run_id, _under_way(client_id))
     for assignment in tx.session.scalars(query).all():
         tx.session.refresh(assignment)  # ending the one before may have ended this one
         if assignment.state == AssignmentState.UPLOADED:
             rounds.reject(tx, assignment, reason="client_erased")
         elif assignment.state in holds.OPEN_WORK:
             rounds.move_assignment(tx, assignment, AssignmentEvent.EXPIRE, reason="client_erased")
+        elif assignment.state == AssignmentState.ACCEPTED:
+            sums += rounds.withdraw(tx, assignment, reason="client_erased")
         rounds.settle(tx, assignment)
+    return sums
 
 
 def _forget(
@@ -130,7 +139,8 @@ def _forget_rows(tx: Tx, client: Client) -> None:
 
 def _versions(client: Client) -> Select[Version]:
     query = select(Version).join(Update, Update.round_id == Version.round_id)
-    return query.where(Update.client_id == client.id).order_by(Version.created_at)
+    counted = (Update.client_id == client.id) & Update.withdrawn_at.is_(None)
+    return query.where(counted).order_by(Version.created_at)
 
 
 def _releasable(tx: Tx, client: Client, policy: RetentionPolicy) -> holds.Condition:
@@ -143,8 +153,10 @@ def _releasable(tx: Tx, client: Client, policy: RetentionPolicy) -> holds.Condit
     return or_(_keys(Update, client), masks) & ~holds.needed(tx.now, policy)
 
 
-def _unregistered(core: Coordinator, client_id: UUID) -> list[StoredObject]:
-    """What lies in the store of the client's staged and refused files; no register knows them."""
+def _unregistered(core: Coordinator, client_id: UUID, sums: list[str]) -> list[StoredObject]:
+    """What lies in the store of the client's staged and refused files, and of partial ``sums`` that
+    hold its updates; no register knows them.
+    """
     query = (
         select(Upload)
         .join(Assignment, Assignment.id == Upload.assignment_id)
@@ -152,13 +164,12 @@ def _unregistered(core: Coordinator, client_id: UUID) -> list[StoredObject]:
     )
     with core.db.transaction("erasure", "erasure.unregistered") as tx:
         uploads = tx.session.scalars(query).all()
-    found = []
+        keys = dict.fromkeys(sums, tx.now)
     for upload in uploads:
         for key in (upload.staging_key, updates.quarantine_key(upload)):
-            size = core.storage.size(key)
-            if size is not None:
-                found.append(StoredObject(key, size, upload.created_at))
-    return found
+            keys[key] = upload.created_at
+    sizes = {key: core.storage.size(key) for key in keys}
+    return [StoredObject(key, size, keys[key]) for key, size in sizes.items() if size is not None]
 
 
 def _report(tx: Tx, client: Client) -> Erasure:
@@ -175,7 +186,11 @@ def _report(tx: Tx, client: Client) -> Erasure:
     open_rounds = (
         select(Round.id)
         .join(Update, Update.round_id == Round.id)
-        .where(Update.client_id == client.id, Round.state.in_(holds.OPEN_ROUNDS))
+        .where(
+            Update.client_id == client.id,
+            Update.withdrawn_at.is_(None),
+            Round.state.in_(holds.OPEN_ROUNDS),
+        )
     )
     scores = (Assignment.client_id == client.id) & (Assignment.kind == "evaluate")
     reported = Assignment.state == AssignmentState.ACCEPTED.value

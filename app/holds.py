@@ -82,7 +82,11 @@ def _by_an_update(now: datetime, policy: RetentionPolicy) -> Condition:
         select(Update.id)
         .join(Round, Round.id == Update.round_id)
         .join(Client, Client.id == Update.client_id)
-        .where(Update.object_key == Object.key, _round_holds(now, policy))
+        .where(
+            Update.object_key == Object.key,
+            Update.withdrawn_at.is_(None),
+            _round_holds(now, policy),
+        )
     )
     return query.correlate(Object).exists()
 
@@ -94,7 +98,11 @@ def _by_a_mask(now: datetime, policy: RetentionPolicy) -> Condition:
         select(Update.id)
         .join(Round, Round.id == Update.round_id)
         .join(Client, Client.id == Update.client_id)
-        .where(Update.mask_id == MaskRecord.id, _round_holds(now, policy))
+        .where(
+            Update.mask_id == MaskRecord.id,
+            Update.withdrawn_at.is_(None),
+            _round_holds(now, policy),
+        )
     )
     work = exists().where(Assignment.mask_id == MaskRecord.id, Assignment.state.in_(OPEN_WORK))
     newest = ~exists().where(

@@ -8,7 +8,7 @@ nothing, a repeated one changes nothing. Who may take a job and who holds it is 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from functools import partial
@@ -16,6 +16,7 @@ from uuid import UUID, uuid4
 
 from celery import Celery
 from sqlalchemy import ColumnElement, func, or_, select, update
+from sqlalchemy.dialects.postgresql import insert
 
 from app.db import Tx
 from app.errors import Refusal
@@ -116,6 +117,34 @@ def enqueue(tx: Tx, kind: str, subject: UUID, *, project: UUID, part: int = 0) -
     )
     tx.session.add(job)
     tx.after_commit(partial(tx.ring, job.id))
+
+
+def require(tx: Tx, kind: str, subject: UUID, *, project: UUID, parts: Iterable[int]) -> None:
+    """Have each part of a job done from now on: by a new row, or anew by one that is done.
+
+    One that is due or leased stays as it is: before its handler ends, it looks under the lock of
+    the row whether there is more to do. One that has failed stays failed.
+    """
+    place = {"project_id": project, "kind": kind, "subject_id": subject}
+    fresh = {"state": "due", "attempts": 0, "run_after": tx.now}
+    rows = [{"id": uuid4(), "part": p, "created_at": tx.now, **place, **fresh} for p in parts]
+    query = insert(Job).values(rows)
+    again = query.on_conflict_do_update(
+        index_elements=["kind", "subject_id", "part"],
+        set_={**fresh, "finished_at": None, "error": None},
+        where=Job.state == "done",
+    )
+    for job_id in tx.session.scalars(again.returning(Job.id)):
+        tx.after_commit(partial(tx.ring, job_id))
+
+
+def restart(tx: Tx, kind: str, subject: UUID) -> None:
+    """Have all parts of a job done anew, whatever became of them; who holds one loses its lease."""
+    anew = {"attempts": 0, "run_after": tx.now, "lease_token": None, "lease_until": None}
+    mine = (Job.kind == kind) & (Job.subject_id == subject)
+    query = update(Job).where(mine).values(state="due", finished_at=None, **anew)
+    for job_id in tx.session.scalars(query.returning(Job.id)):
+        tx.after_commit(partial(tx.ring, job_id))
 
 
 def claim(tx: Tx, job_id: UUID, *, seconds: float) -> Lease | None:
@@ -219,17 +248,23 @@ def hurry(tx: Tx, job: Job) -> None:
     tx.after_commit(partial(tx.ring, job.id))
 
 
-def revive(tx: Tx, subject: UUID) -> None:
+def known(tx: Tx, kind: str, subject: UUID) -> bool:
+    """Whether there has ever been such a job."""
+    query = select(Job.id).where(Job.kind == kind, Job.subject_id == subject).limit(1)
+    return tx.session.scalar(query) is not None
+
+
+def revive(tx: Tx, subject: UUID, *, kinds: Sequence[str]) -> None:
     """Make a subject's failed jobs due again, with a fresh count of attempts."""
     fresh = {"attempts": 0, "run_after": tx.now, "finished_at": None}
-    failed = (Job.subject_id == subject) & (Job.state == "failed")
+    failed = (Job.subject_id == subject) & (Job.state == "failed") & Job.kind.in_(kinds)
     query = update(Job).where(failed).values(state="due", **fresh).returning(Job.id)
     for job_id in tx.session.scalars(query):
         tx.after_commit(partial(tx.ring, job_id))
 
 
 def drop(tx: Tx, subject: UUID) -> None:
-    """Finish what is still open for a subject that has ended (a cancelled round)."""
+    """Finish what is still open for a subject that needs it no more (a cancelled round)."""
     tx.session.execute(
         update(Job)
         .where(Job.subject_id == subject, Job.state.in_(["due", "leased"]))

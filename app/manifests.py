@@ -16,10 +16,9 @@ from app.db import Tx
 from app.errors import Gone, Missing
 from app.storage import Storage
 from app.tables import ManifestRecord, MaskRecord, Model, Object, Round, Run, Update, Version
-from fedselect.aggregate import GROUP, SHARD
 from fedselect.audit import canonical_json
 from fedselect.policies import RoundPolicy, RunSettings
-from fedselect.protocol import Download, Manifest, ManifestDocument, ManifestUpdate
+from fedselect.protocol import GROUP, SHARD, Download, Manifest, ManifestDocument, ManifestUpdate
 
 
 def freeze(tx: Tx, run: Run, current: Round) -> int:
@@ -39,7 +38,7 @@ def freeze(tx: Tx, run: Run, current: Round) -> int:
         min_contributors=policy.min_contributors,
         group=GROUP,
         shard=SHARD,
-        updates=_updates(tx, current, policy),
+        updates=accepted(tx, current.id, policy),
     )
     body = canonical_json(manifest.model_dump(mode="json"))
     digest = hashlib.sha256(body).hexdigest()
@@ -50,12 +49,13 @@ def freeze(tx: Tx, run: Run, current: Round) -> int:
     return -(-model.elements // SHARD)
 
 
-def _updates(tx: Tx, current: Round, policy: RoundPolicy) -> list[ManifestUpdate]:
+def accepted(tx: Tx, round_id: UUID, policy: RoundPolicy) -> list[ManifestUpdate]:
+    """What a round would aggregate if it closed now, in order; a withdrawn number is left out."""
     tx.session.flush()
     query = (
         select(Update, MaskRecord)
         .join(MaskRecord, MaskRecord.id == Update.mask_id)
-        .where(Update.round_id == current.id)
+        .where(Update.round_id == round_id, Update.withdrawn_at.is_(None))
         .order_by(Update.number)
     )
     return [

@@ -13,7 +13,7 @@ from uuid import UUID, uuid4
 
 from sqlalchemy import func, select
 
-from app import catalog, jobs, ledger, manifests, objects
+from app import catalog, jobs, ledger, manifests, objects, sums
 from app.db import Tx
 from app.tables import (
     Arm,
@@ -23,6 +23,7 @@ from app.tables import (
     Round,
     Run,
     Transition,
+    Update,
     Upload,
     Version,
 )
@@ -142,6 +143,32 @@ def advance(tx: Tx, run: Run, current: Round, event: RoundEvent) -> RoundState:
     return RoundState(current.state)
 
 
+def accepted(tx: Tx, round_id: UUID, *, fold_from: int) -> None:
+    """Tell a round that it has one more update: it may close, or have a group to add up."""
+    run, current = lock_round(tx, round_id)
+    if advance(tx, run, current, RoundEvent.SETTLE) in GATHERING_ROUNDS:
+        sums.grown(tx, run, current, at_least=fold_from)
+
+
+def withdraw(tx: Tx, assignment: Assignment, *, reason: str) -> list[str]:
+    """Take an accepted update out of its round; the run must be locked.
+
+    Returns the keys of sums that hold it; the round is still to be told (:func:`settle`). Nothing
+    happens once the manifest is frozen.
+    """
+    query = select(Update).where(Update.assignment_id == assignment.id)
+    update = tx.session.scalars(query).first()
+    if update is None or update.withdrawn_at is not None:
+        return []
+    current = fresh_round(tx, update.round_id)
+    if RoundState(current.state) not in GATHERING_ROUNDS:
+        return []
+    update.withdrawn_at = tx.now
+    move_assignment(tx, assignment, AssignmentEvent.WITHDRAW, reason=reason)
+    _reject_upload(tx, assignment, reason=reason)
+    return sums.withdrawn(tx, tx.session.get_one(Run, current.run_id), current)
+
+
 def _facts(tx: Tx, current: Round, policy: RoundPolicy) -> RoundFacts:
     kind = (Assignment.state, Assignment.attempt)
     query = select(*kind, func.count()).where(Assignment.round_id == current.id).group_by(*kind)
@@ -174,10 +201,12 @@ def _enter(tx: Tx, run: Run, current: Round, decision: Decision) -> None:
         current.closed_at = tx.now
     _record(tx, "round", current, before=before, reason=decision.reason)
     if before == RoundState.FAILED and not ended:
-        jobs.revive(tx, current.id)  # the manifest stands, and so do the parts that are done
+        # The manifest stands, and so do the parts that are done.
+        jobs.revive(tx, current.id, kinds=("aggregate", "publish"))
     elif ended or decision.to is RoundState.AGGREGATING:
         _close_assignments(tx, current)
     if decision.to is RoundState.AGGREGATING and before != RoundState.FAILED:
+        jobs.drop(tx, current.id)  # nobody folds any more: what is there is what counts
         parts = manifests.freeze(tx, run, current)
         for part in range(parts):
             jobs.enqueue(tx, "aggregate", current.id, project=current.project_id, part=part)
@@ -202,6 +231,8 @@ def _follow(tx: Tx, run: Run, ended: Round) -> None:
     # The other parts of a failed round may as well be done: they are there when it is retried.
     if ended.state not in {RoundState.PUBLISHED, RoundState.FAILED}:
         jobs.drop(tx, ended.id)
+    if ended.state != RoundState.FAILED:
+        sums.discard(tx, ended)
     settings = RunSettings.model_validate(run.settings)
     step = after_round(
         RunState(run.state),
@@ -320,6 +351,12 @@ def move_assignment(
 def reject(tx: Tx, assignment: Assignment, *, reason: str, detail: str | None = None) -> None:
     """Refuse an uploaded update, with a stable reason; the client and the admin see both."""
     move_assignment(tx, assignment, AssignmentEvent.REJECT, reason=reason)
+    _reject_upload(tx, assignment, reason=reason, detail=detail)
+
+
+def _reject_upload(
+    tx: Tx, assignment: Assignment, *, reason: str, detail: str | None = None
+) -> None:
     query = select(Upload).where(Upload.assignment_id == assignment.id)
     upload = tx.session.scalars(query).one()
     upload.state, upload.reason, upload.detail = "rejected", reason, detail

@@ -91,6 +91,12 @@ class AppSettings(DatabaseSettings):
     page_limit: int = Field(200, gt=0, le=1000, description="Most items of one page.")
     lease: float = Field(30, gt=0, description="Seconds a worker may hold a job without renewal.")
     job_attempts: int = Field(5, ge=1)
+    fold_from: int = Field(
+        2**25,
+        ge=0,
+        description="Values of a round, elements × goal, from which its sum is formed while "
+        "updates arrive.",
+    )
     watchdog: float = Field(
         30, gt=0, description="Seconds that work may wait until idle workers are restarted."
     )

@@ -388,7 +388,10 @@ class MaskRecord(Table):
 
 
 class Update(Table):
-    """An accepted update, numbered 1..n in the order of acceptance."""
+    """An accepted update, numbered 1..n in the order of acceptance.
+
+    One that was withdrawn while its round gathered keeps its number, and does not count.
+    """
 
     __tablename__ = "updates"
     __table_args__ = (
@@ -406,6 +409,20 @@ class Update(Table):
     sha256: Mapped[str]
     size: Mapped[int]
     examples: Mapped[int]
+    created_at: Mapped[datetime]
+    withdrawn_at: Mapped[datetime | None]
+
+
+class PartialSum(Table):
+    """The first groups of one shard of a gathering round, added up; ``digest`` says of what."""
+
+    __tablename__ = "partial_sums"
+    round_id: Mapped[UUID] = mapped_column(ForeignKey("rounds.id"), primary_key=True)
+    part: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+    project_id: Mapped[UUID] = mapped_column(ForeignKey("projects.id"))
+    groups: Mapped[int]
+    digest: Mapped[str]
+    object_key: Mapped[str]
     created_at: Mapped[datetime]
 
 

@@ -22,7 +22,7 @@ from app.errors import Conflict, Missing, TooLarge
 from app.settings import AppSettings
 from app.tables import Assignment, MaskRecord, Model, Run, Update, Upload
 from app.wiring import Coordinator
-from fedselect.lifecycle import AssignmentEvent, AssignmentState, RoundEvent
+from fedselect.lifecycle import AssignmentEvent, AssignmentState
 from fedselect.masks import BLOCK
 from fedselect.uploads import UploadReserve, UploadStatus, UploadTicket
 from fedselect.wire import HEADER_CAP
@@ -201,7 +201,7 @@ def complete(tx: Tx, principal: Principal, upload_id: UUID) -> UploadStatus:
     return status(upload)
 
 
-def accept_update(tx: Tx, lease: jobs.Lease, found: Verified) -> None:
+def accept_update(tx: Tx, lease: jobs.Lease, found: Verified, *, fold_from: int) -> None:
     """Number a verified update and let its round know.
 
     Raises:
@@ -245,7 +245,7 @@ def accept_update(tx: Tx, lease: jobs.Lease, found: Verified) -> None:
             "size": update.size,
         },
     )
-    rounds.apply(tx, assignment.round_id, RoundEvent.SETTLE)
+    rounds.accepted(tx, assignment.round_id, fold_from=fold_from)
 
 
 def _add_mask(tx: Tx, assignment: Assignment, found: Verified, mask_key: str) -> UUID:

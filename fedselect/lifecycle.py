@@ -41,6 +41,7 @@ class AssignmentEvent(StrEnum):
     MISS = "miss"  # completed behind the deadline
     DECLINE = "decline"
     REPORT = "report"  # an evaluation arrived
+    WITHDRAW = "withdraw"  # its client is erased while the round gathers
 
 
 _A, _E = AssignmentState, AssignmentEvent
@@ -56,6 +57,7 @@ ASSIGNMENT_TRANSITIONS: dict[tuple[AssignmentState, AssignmentEvent], Assignment
     (_A.RESERVED, _E.DECLINE): _A.DECLINED,
     (_A.UPLOADED, _E.ACCEPT): _A.ACCEPTED,
     (_A.UPLOADED, _E.REJECT): _A.REJECTED,
+    (_A.ACCEPTED, _E.WITHDRAW): _A.REJECTED,
     (_A.EXPIRED, _E.MISS): _A.LATE,
 }
 # A repeated ``complete`` is answered with the present state and changes nothing.

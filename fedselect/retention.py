@@ -106,7 +106,7 @@ class Erasure(Answer):
         "`fedselect gc` deletes them as soon as nothing does."
     )
     open_rounds: list[UUID] = Field(
-        description="Open rounds that have accepted an update of this client and will use it."
+        description="Rounds whose frozen manifest names an update of this client and will use it."
     )
     versions: list[ErasedFrom] = Field(
         description="Published versions that hold its contribution inside a sum; none of them can "

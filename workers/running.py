@@ -11,22 +11,25 @@ import time
 from collections.abc import Callable
 from uuid import UUID
 
-from app import jobs, ledger, rounds, updates
+from app import jobs, ledger, rounds, sums, updates
 from app.db import Tx
 from app.errors import Unavailable
 from app.jobs import Lease, Progress
 from app.wiring import Coordinator
 from fedselect.errors import LifecycleError
 from fedselect.lifecycle import RoundEvent
-from workers import aggregation, verify
+from workers import aggregation, folding, verify
 
 log = logging.getLogger(__name__)
 Handler = Callable[[Coordinator, Lease, Progress], None]
 HANDLERS: dict[str, Handler] = {
     updates.VERIFY: verify.verify,
+    sums.FOLD: folding.fold,
     "aggregate": aggregation.aggregate_part,
     "publish": aggregation.publish,
+    sums.DISCARD: folding.discard,
 }
+SPARED = frozenset({sums.FOLD, sums.DISCARD})  # a round does without these
 ACTOR = "worker"
 
 
@@ -101,6 +104,7 @@ def _after_failure(tx: Tx, lease: Lease, error: str) -> None:
     ledger.append(tx, "job.failed", f"job:{lease.job_id}", project=lease.project_id, body=body)
     if lease.kind == updates.VERIFY:
         updates.give_up(tx, lease)
+    if lease.kind in {updates.VERIFY, *SPARED}:
         return
     try:
         rounds.apply(tx, lease.subject_id, RoundEvent.FAIL)

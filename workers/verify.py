@@ -165,7 +165,7 @@ def _accept(core: Coordinator, lease: Lease, order: Order, verdict: Verdict) -> 
     else:
         raise JudgeDied("the process that judges files forgot the mask")
     with core.db.transaction(ACTOR, "verify.accept") as tx:
-        updates.accept_update(tx, lease, found)
+        updates.accept_update(tx, lease, found, fold_from=core.settings.fold_from)
 
 
 def _refuse(core: Coordinator, lease: Lease, copy: Copy, upload: Upload, error: WireError) -> None:

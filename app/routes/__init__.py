@@ -27,4 +27,6 @@ def problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
     """
     named = {404} if 401 in statuses else set()
     content = {"application/problem+json": {"schema": Problem.model_json_schema()}}
-    return {s: {"description": _TEXTS[s], "content": content} for s in sorted({*statuses, *named, 422})}
+    return {
+        s: {"description": _TEXTS[s], "content": content} for s in sorted({*statuses, *named, 422})
+    }

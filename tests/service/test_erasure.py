@@ -13,12 +13,14 @@ from app.errors import Unavailable
 from app.retention import COLLECTOR
 from fedselect.protocol import VersionInfo
 from fedselect.retention import Erasure
+from workers import running
 
 from .campaign import Campaign
 from .factories import (
     contribute,
     deliver,
     drain,
+    due_jobs,
     evaluate,
     everything,
     make_client,
@@ -121,16 +123,41 @@ def test_asking_again_gives_the_same_and_writes_nothing(finished):
     assert finished.project.sql(count) == before
 
 
-def test_what_an_open_round_has_accepted_waits_for_its_end(project):
-    campaign = Campaign(project, rounds=2, published=1)
-    leaver, other = campaign.clients
-    contribute(leaver, campaign.model, seed=50)
+def test_what_a_gathering_round_has_accepted_is_withdrawn(project):
+    model = make_model(project)
+    run = make_run(project, model, goal=2, quorum=1, min_contributors=1)
+    leaver, other = make_clients(project, 2)
+    assignment = contribute(leaver, model, seed=1)
     drain(project)
     report = erase(project, leaver)
-    (open_round,) = (r["id"] for r in campaign.rounds() if r["number"] == 2)
+    assert (report.updates, report.masks, report.waiting, report.open_rounds) == (1, 1, 0, [])
+    assert project.sql(
+        "SELECT state, reason FROM assignments WHERE id = :id", id=assignment["id"]
+    ) == [("rejected", "client_erased")]
+    contribute(other, model, seed=2)
+    drain(project)
+    versions = everything(project.owner, f"/v1/runs/{run['id']}/versions")
+    assert [(v["number"], v["recomputable"]) for v in versions] == [(0, True), (1, True)]
+    ((body,),) = project.sql(
+        "SELECT m.body FROM manifests m JOIN rounds r ON r.id = m.round_id "
+        "WHERE r.project_id = :project"
+    )
+    assert [u["client"] for u in json.loads(body)["updates"]] == [other.id]
+    assert erase(project, leaver).versions == []
+    assert problems(project) == ([], {})
+
+
+def test_what_a_closed_round_aggregates_waits_for_its_end(project):
+    campaign = Campaign(project, rounds=2, published=1)
+    leaver = campaign.clients[0]
+    for seed, client in enumerate(campaign.clients):
+        contribute(client, campaign.model, seed=50 + seed)
+        (job,) = due_jobs(project)
+        running.run_job(project.core, job)
+    report = erase(project, leaver)
+    (open_round,) = (r["id"] for r in campaign.rounds() if r["state"] == "aggregating")
     assert [str(id) for id in report.open_rounds] == [open_round]
     assert (report.updates, report.waiting) == (1, 2)  # its update of this round, and the mask
-    contribute(other, campaign.model, seed=51)
     drain(project)
     assert [v["number"] for v in campaign.versions()] == [0, 1, 2]
     report = erase(project, leaver)

@@ -8,15 +8,18 @@ from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from random import Random
+from uuid import UUID
+
+from fedselect.protocol import Assignment
 
 from . import invariants
-from .fleet import flat_space, found, plain_settings, play, settle
+from .fleet import Site, flat_space, found, plain_settings, play, settle
 from .proofs import Figures, Room, proof
 from .stack import Stack
 
 PAGE = Path(__file__).parents[2] / "docs" / "RELIABILITY.md"
-SITES = 3
-SETTINGS = {"lease": 2, "job_attempts": 50}
+SITES = 9  # one more than a group, so that something is folded
+SETTINGS = {"lease": 2, "job_attempts": 50, "fold_from": 0}
 
 
 @proof(
@@ -94,10 +97,25 @@ async def _round_trip(stack: Stack, name: str, rng: Random, wait_for: Condition)
     while not wait_for():
         await asyncio.sleep(0.1)
     rng.shuffle(campaign.sites)
+    campaign.sites[-1] = Last(**vars(campaign.sites[-1]))
     try:
         assert await play(campaign, until={"finished", "paused"}) == "finished"
     finally:
         await campaign.aclose()
+
+
+class Last(Site):
+    """Delivers once the updates of all others are folded: then every round has a fold in it."""
+
+    async def deliver(self, work: Assignment) -> None:
+        while not await asyncio.to_thread(self._folded, work.run.id):
+            await asyncio.sleep(0.1)
+        await super().deliver(work)
+
+    def _folded(self, run: UUID) -> bool:
+        query = """SELECT s.part FROM partial_sums s JOIN rounds r ON r.id = s.round_id
+            WHERE r.run_id = %s"""
+        return bool(self.stack.rows(query, run))
 
 
 class Places:

@@ -32,17 +32,19 @@ QUERIES = {
           AND NOT (a.state = 'rejected' AND a.reason IS NOT NULL)
           AND NOT (a.state = 'uploaded' AND r.state IN ('selecting', 'collecting'))""",
     "I1 what is accepted is an update": """
-        SELECT a.id FROM assignments a LEFT JOIN updates p ON p.assignment_id = a.id
+        SELECT a.id FROM assignments a
+        LEFT JOIN updates p ON p.assignment_id = a.id AND p.withdrawn_at IS NULL
         WHERE a.kind = 'train' AND (a.state = 'accepted') <> (p.id IS NOT NULL)""",
     "I1 an update is in its round's manifest": """
         SELECT p.id FROM updates p JOIN manifests m ON m.round_id = p.round_id
-        WHERE NOT EXISTS (
+        WHERE (p.withdrawn_at IS NOT NULL) = EXISTS (
             SELECT FROM jsonb_array_elements(m.body::jsonb -> 'updates') e
             WHERE e ->> 'sha256' = p.sha256 AND (e ->> 'number')::int = p.number)""",
     "I2 a manifest names every update of its round once": """
         SELECT m.round_id FROM manifests m
         WHERE jsonb_array_length(m.body::jsonb -> 'updates')
-            <> (SELECT count(*) FROM updates p WHERE p.round_id = m.round_id)
+            <> (SELECT count(*) FROM updates p
+                WHERE p.round_id = m.round_id AND p.withdrawn_at IS NULL)
            OR jsonb_array_length(m.body::jsonb -> 'updates')
             <> (SELECT count(DISTINCT e ->> 'client')
                 FROM jsonb_array_elements(m.body::jsonb -> 'updates') e)""",
@@ -73,6 +75,9 @@ QUERIES = {
         SELECT id, kind, state, attempts FROM jobs
         WHERE (state = 'due' AND run_after < now() - interval '{DUE} s')
            OR (state = 'leased' AND lease_until < now() - interval '{DUE} s')""",
+    "I9 no sum is kept for a round that has ended": """
+        SELECT s.round_id, s.part FROM partial_sums s JOIN rounds r ON r.id = s.round_id
+        WHERE r.state IN ('published', 'abandoned', 'cancelled')""",
     "I5, I9 tripwires": "SELECT what FROM soak_tripped",
 }
 
@@ -87,7 +92,16 @@ END $$;
 # What no moment may show: the change, its condition, and how to call it.
 FORBIDDEN = [
     ("jobs UPDATE", "NEW.lease_epoch < OLD.lease_epoch", "I9 a lease epoch went back"),
-    ("jobs UPDATE", "OLD.state = 'done' AND NEW.state <> 'done'", "I9 a finished job was opened"),
+    (
+        "jobs UPDATE",
+        "OLD.state = 'done' AND NEW.state <> 'done' AND OLD.kind <> 'fold'",
+        "I9 a finished job was opened",
+    ),
+    (
+        "updates UPDATE",
+        "OLD.withdrawn_at IS DISTINCT FROM NEW.withdrawn_at AND OLD.withdrawn_at IS NOT NULL",
+        "I1 an update that was withdrawn came back",
+    ),
     (
         "rounds UPDATE",
         "OLD.state IN ('published', 'abandoned', 'cancelled') AND NEW.state <> OLD.state",

@@ -27,7 +27,8 @@ TARGETS = {
 }
 # A short lease, so that the work of a killed worker is soon taken by another; enough attempts that
 # a job does not fail because each of its workers was killed.
-SETTINGS = {"lease": 3, "job_attempts": 50}
+# And every round is folded.
+SETTINGS = {"lease": 3, "job_attempts": 50, "fold_from": 0}
 
 
 @proof(

@@ -3,9 +3,9 @@
 One seed decides everything: who acts next, which message is lost or comes twice, who dies between
 two steps, when a frozen worker wakes up, how the clock jumps. What is decided is asked from
 ``fedselect.lifecycle`` and ``fedselect.leases``, as the coordinator does; what is done with the
-answer follows ``app/rounds.py``, ``app/commands.py``, ``app/updates.py``, ``app/jobs.py`` and
-``workers/``, in the same order inside the same transactions. Every commit is checked against the
-invariants, which are stated here once more and share no code with the rules.
+answer follows ``app/rounds.py``, ``app/commands.py``, ``app/updates.py``, ``app/jobs.py``,
+``app/sums.py`` and ``workers/``, in the same order inside the same transactions. Every commit is
+checked against the invariants, which are stated here once more and share no code with the rules.
 
 Accounting is one-hot: a version is a count of updates per client and part, so a lost update is a
 0 and a doubled one a 2.
@@ -15,9 +15,9 @@ from __future__ import annotations
 
 import random
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 from uuid import UUID
@@ -38,6 +38,7 @@ from fedselect.lifecycle import (
 from fedselect.policies import RoundPolicy
 
 PARTS, ATTEMPTS, LEASE = 2, 3, 30.0
+GROUP = 2  # updates whose sum is formed while a round of three or four gathers
 START = datetime(2030, 1, 1, tzinfo=UTC)
 Steps = Iterator[None]
 
@@ -93,7 +94,7 @@ class Assignment:
 class Upload:
     assignment: Assignment
     kind: str  # honest, corrupt or poison
-    state: str = "reserved"
+    state: str = "reserved"  # uploaded, accepted, rejected, late; withdrawn: accepted before
     completed_at: datetime | None = None
 
 
@@ -118,6 +119,15 @@ class Lease:
     token: UUID
     epoch: int
     attempt: int
+
+
+@dataclass(slots=True, eq=False)
+class PartialSum:
+    round: Round
+    part: int
+    clients: tuple[int, ...] = ()
+    key: Any = None
+    there: bool = True  # rows are never taken out of a table here
 
 
 @dataclass(slots=True, eq=False)
@@ -164,6 +174,7 @@ class Rows:
         self.updates: list[Upload] = []
         self.jobs: list[Job] = []
         self.versions: list[Version] = []
+        self.sums: list[PartialSum] = []
         self.queue: list[Job] = []
         self.trouble = rng.choice((0.02, 0.1, 0.9))  # how often summing and publishing fail
         self.calm = False  # at the end nothing is lost, repeated or killed any more
@@ -192,6 +203,15 @@ class Rows:
     def of(self, current: Round) -> list[Assignment]:
         return [a for a in self.assignments if a.round is current]
 
+    def counted(self, current: Round) -> tuple[int, ...]:
+        """The clients whose updates a round would aggregate now, in order."""
+        mine = (u for u in self.updates if u.assignment.round is current)
+        return tuple(u.assignment.client for u in mine if u.state != "withdrawn")
+
+    def sum_of(self, current: Round, part: int) -> PartialSum | None:
+        place = (s for s in self.sums if s.round is current and s.part == part and s.there)
+        return next(place, None)
+
     def active(self) -> Round | None:
         return next((r for r in self.rounds if r.state not in ENDED), None)
 
@@ -216,7 +236,7 @@ class Rows:
     def check_round(self, row: Round, old: RoundState) -> None:
         demand(old not in ENDED, f"a round that was {old} is {row.state}")
         states = Counter(a.state for a in self.of(row))
-        accepted = [u.assignment.client for u in self.updates if u.assignment.round is row]
+        accepted = self.counted(row)
         demand(len(accepted) == len(set(accepted)), "a client counts twice")
         demand(len(accepted) == states[AssignmentState.ACCEPTED], "accepted without an update")
         left = states[AssignmentState.UPLOADED]
@@ -224,7 +244,7 @@ class Rows:
             demand(not left, "a closed round waits for a verification")
         if row.state is RoundState.AGGREGATING and old is not RoundState.FAILED:
             demand(len(accepted) >= self.policy.quorum, "a round closed below its quorum")
-            demand(row.manifest == tuple(accepted), "the manifest is not what was accepted")
+            demand(row.manifest == accepted, "the manifest is not what was accepted")
             demand(not self.cut_off, "an update on time was cut off by the closing of its round")
         if row.state is RoundState.ABANDONED:
             most = len(accepted) + self.cut_off
@@ -247,6 +267,10 @@ class Rows:
     cut_short = 0  # assignments that were open and expire
 
     def check_assignment(self, row: Assignment, old: AssignmentState) -> None:
+        if old is AssignmentState.ACCEPTED and row.state is AssignmentState.REJECTED:
+            frozen = row.round.manifest or ()  # the withdrawal itself may be what closes the round
+            demand(row.client not in frozen, "withdrawn, and aggregated all the same")
+            return
         final = {"accepted", "rejected", "late", "declined"}
         demand(old.value not in final, f"an assignment that was {old} is {row.state}")
         if row.state is AssignmentState.ACCEPTED:
@@ -255,7 +279,7 @@ class Rows:
             demand(row.round.state in GATHERS, "uploaded into a round that is closed")
 
     def check_job(self, row: Job, old: str) -> None:
-        demand(old != "done", f"a job that was done is {row.state}")
+        demand(old != "done" or row.kind == "fold", f"a job that was done is {row.state}")
         if row.state == "failed":
             demand(row.attempts >= ATTEMPTS, "a job failed before its attempts were used up")
 
@@ -321,6 +345,18 @@ class Coordinator:
         tx.add(self.db.jobs, job)
         tx.rings.append(job)
 
+    def require(self, tx: Tx, kind: str, subject: Any, parts: Iterable[int]) -> None:
+        mine = {j.part: j for j in self.db.jobs if j.kind == kind and j.subject is subject}
+        for part in parts:
+            if part not in mine:
+                self.enqueue(tx, kind, subject, part)
+            elif mine[part].state == "done":
+                self.anew(tx, mine[part])
+
+    def anew(self, tx: Tx, job: Job) -> None:
+        tx.set(job, state="due", attempts=0, runs=0, run_after=self.db.now, until=None, token=None)
+        tx.rings.append(job)
+
     def claim(self, tx: Tx, job: Job) -> Lease | None:
         now = self.db.now
         if not leases.claimable(job.state, run_after=job.run_after, lease_until=job.until, now=now):
@@ -355,6 +391,7 @@ class Coordinator:
         tx.set(job, state="failed", until=None)
         if job.kind == "verify":
             self.give_up(tx, job.subject)
+        if job.kind in {"verify", "fold", "discard"}:
             return
         if job.subject.state is RoundState.AGGREGATING:
             self.failures += 1
@@ -362,7 +399,8 @@ class Coordinator:
 
     def revive(self, tx: Tx, subject: Any) -> None:
         for job in self.db.jobs:
-            if job.subject is subject and job.state == "failed":
+            mine = job.subject is subject and job.kind in {"aggregate", "publish"}
+            if mine and job.state == "failed":
                 tx.set(job, state="due", attempts=0, runs=0, run_after=self.db.now)
                 tx.rings.append(job)
 
@@ -400,8 +438,8 @@ class Coordinator:
         elif ended or to is RoundState.AGGREGATING:
             self.close_assignments(tx, current)
         if to is RoundState.AGGREGATING and before is not RoundState.FAILED:
-            order = [u.assignment for u in self.db.updates if u.assignment.round is current]
-            tx.set(current, manifest=tuple(a.client for a in order))
+            self.drop(tx, current)
+            tx.set(current, manifest=self.db.counted(current))
             for part in range(PARTS):
                 self.enqueue(tx, "aggregate", current, part)
         if ended or to is RoundState.FAILED:
@@ -418,9 +456,9 @@ class Coordinator:
 
     def follow(self, tx: Tx, ended: Round) -> None:
         if ended.state not in {RoundState.PUBLISHED, RoundState.FAILED}:
-            for job in self.db.jobs:
-                if job.subject is ended and job.state in {"due", "leased"}:
-                    tx.set(job, state="done", until=None)
+            self.drop(tx, ended)
+        if ended.state is not RoundState.FAILED:
+            self.discard(tx, ended)
         step = lifecycle.after_round(
             self.db.run.state,
             ended.state,
@@ -437,6 +475,19 @@ class Coordinator:
             self.move_run(tx, RunEvent.PAUSE)
         elif step is AfterRound.EVALUATE:
             self.move_run(tx, RunEvent.EVALUATE)
+
+    def drop(self, tx: Tx, subject: Round) -> None:
+        for job in self.db.jobs:
+            if job.subject is subject and job.state in {"due", "leased"}:
+                tx.set(job, state="done", until=None)
+
+    def discard(self, tx: Tx, ended: Round) -> None:
+        for row in self.db.sums:
+            if row.round is ended:
+                tx.set(row, there=False)
+        folded = any(j.kind == "fold" and j.subject is ended for j in self.db.jobs)
+        if folded or ended.manifest is not None:
+            self.enqueue(tx, "discard", ended)
 
     def open_round(self, tx: Tx, attempt: int = 1) -> None:
         policy = self.db.policy
@@ -473,6 +524,8 @@ class Coordinator:
         mine = [a for a in db.of(current) if a.client == client]
         if mine and mine[-1].state in lifecycle.OPEN_ASSIGNMENTS:
             return mine[-1]
+        if any(u.assignment in mine and u.state == "withdrawn" for u in db.uploads):
+            return None  # in truth it is revoked; here it comes again in the next round
         if mine and lifecycle.may_try_again(mine[-1].state, mine[-1].attempt, db.policy):
             return self.assign(tx, current, client, mine[-1].attempt + 1)
         selecting = current.state is RoundState.SELECTING and db.now < current.selection_ends
@@ -529,7 +582,51 @@ class Coordinator:
         self.move(tx, upload.assignment, AssignmentEvent.ACCEPT)
         tx.set(upload, state="accepted")
         tx.add(self.db.updates, upload)
-        self.advance(tx, upload.assignment.round, RoundEvent.SETTLE)
+        current = upload.assignment.round
+        self.advance(tx, current, RoundEvent.SETTLE)
+        complete = len(self.db.counted(current)) % GROUP == 0
+        if complete and current.state in lifecycle.GATHERING_ROUNDS:
+            self.require(tx, "fold", current, range(PARTS))
+
+    def withdraw(self, tx: Tx, upload: Upload) -> list[Any]:
+        current = upload.assignment.round
+        if upload.state != "accepted" or current.state not in lifecycle.GATHERING_ROUNDS:
+            return []
+        self.move(tx, upload.assignment, AssignmentEvent.WITHDRAW)
+        tx.set(upload, state="withdrawn")
+        doomed = []
+        for row in self.db.sums:
+            if row.round is current and row.there and not self.fits(row, self.db.counted(current)):
+                doomed.append(row.key)
+                tx.set(row, there=False)
+        for job in self.db.jobs:
+            if job.kind == "fold" and job.subject is current:
+                self.anew(tx, job)
+        self.advance(tx, current, RoundEvent.SETTLE)
+        return doomed
+
+    def fits(self, row: PartialSum, clients: tuple[int, ...]) -> bool:
+        return row.clients == clients[: len(row.clients)]
+
+    def fitting(self, current: Round, part: int, clients: tuple[int, ...]) -> PartialSum | None:
+        row = self.db.sum_of(current, part)
+        return row if row is not None and self.fits(row, clients) else None
+
+    def keep_sum(self, tx: Tx, lease: Lease, clients: tuple[int, ...], key: Any) -> Any:
+        self.finish(tx, lease)
+        current, part = lease.job.subject, lease.job.part
+        row = self.db.sum_of(current, part)
+        if row is None:
+            row = PartialSum(current, part)
+            tx.add(self.db.sums, row)
+        before = row.key
+        tx.set(row, clients=clients, key=key)
+        self.go_on(tx, lease, clients)
+        return before
+
+    def go_on(self, tx: Tx, lease: Lease, clients: tuple[int, ...]) -> None:
+        if len(self.db.counted(lease.job.subject)) - len(clients) >= GROUP:
+            self.require(tx, "fold", lease.job.subject, [lease.job.part])
 
     def reject(self, tx: Tx, lease: Lease) -> None:
         self.finish(tx, lease)
@@ -589,7 +686,7 @@ class Workers:
 
     def __init__(self, coordinator: Coordinator) -> None:
         self.do, self.db = coordinator, coordinator.db
-        self.partials: dict[tuple[int, int], Counter[int]] = {}
+        self.partials: dict[tuple[int, ...], Counter[int]] = {}
 
     def work(self, job: Job) -> Steps:
         with self.db.transaction() as tx:
@@ -632,7 +729,8 @@ class Workers:
         self.stumble(self.db.trouble)
         yield
         assert current.manifest is not None
-        self.partials[id(current), lease.job.part] = Counter(current.manifest)
+        known = self.do.fitting(current, lease.job.part, current.manifest)
+        self.partials[id(current), lease.job.part] = self.begun(known, current.manifest)
         yield
         with self.db.transaction() as tx:
             self.do.part_done(tx, lease)
@@ -647,9 +745,45 @@ class Workers:
         yield
         with self.db.transaction() as tx:
             self.do.publish(tx, lease, counts)
+
+    def fold(self, lease: Lease) -> Steps:
+        current, part = lease.job.subject, lease.job.part
+        with self.db.transaction() as tx:
+            self.do.fence(lease)
+            clients = self.db.counted(current)
+            clients = clients[: len(clients) // GROUP * GROUP]
+            known = self.do.fitting(current, part, clients)
+            if len(clients) == (len(known.clients) if known else 0):
+                self.do.finish(tx, lease)
+                self.do.go_on(tx, lease, clients)
+                return
+            known = replace(known) if known else None
+        self.stumble(self.db.trouble)
         yield
-        for key in keys:
+        key = (id(current), part, len(clients), lease.epoch)
+        self.partials[key] = self.begun(known, clients)
+        yield
+        try:
+            with self.db.transaction() as tx:
+                before = self.do.keep_sum(tx, lease, clients, key)
+        except LeaseLost:
             self.partials.pop(key, None)
+            raise
+        yield
+        self.partials.pop(before, None)
+
+    def begun(self, known: PartialSum | None, clients: tuple[int, ...]) -> Counter[int]:
+        held = self.partials.get(known.key) if known else None
+        if known is None or held is None:
+            return Counter(clients)
+        return held + Counter(clients[len(known.clients) :])
+
+    def discard(self, lease: Lease) -> Steps:
+        for key in [key for key in self.partials if key[0] == id(lease.job.subject)]:
+            del self.partials[key]
+        yield
+        with self.db.transaction() as tx:
+            self.do.finish(tx, lease)
 
 
 # --- everybody together ------------------------------------------------------------------------
@@ -700,9 +834,9 @@ class World:
         self.db.calm = True
         self.attempt(lambda tx: self.do.order(tx, RunEvent.START))
         self.db.calm = False
-        actions = (self.client, self.worker, self.sweep, self.time, self.admin)
+        actions = (self.client, self.worker, self.sweep, self.time, self.admin, self.erase)
         for _ in range(steps):
-            self.act(self.rng.choices(actions, weights=(50, 40, 6, 8, 1.5))[0])
+            self.act(self.rng.choices(actions, weights=(50, 40, 6, 8, 1.5, 1))[0])
         self.db.calm = True
         self.settle()
         self.outcome.published = len(self.db.versions)
@@ -784,6 +918,13 @@ class World:
         jump = self.rng.choice((1, 1, 3, 10, 31, 70, 400, -20))
         self.db.now += timedelta(seconds=jump)
 
+    def erase(self) -> None:
+        """A client withdraws; what sums held its update is deleted."""
+        if self.db.updates:
+            upload = self.rng.choice(self.db.updates)
+            for key in self.attempt(lambda tx: self.do.withdraw(tx, upload)) or ():
+                self.workers.partials.pop(key, None)
+
     def admin(self) -> None:
         current = self.db.active()
         if current is not None and current.state is RoundState.FAILED and self.rng.random() < 0.7:
@@ -819,7 +960,10 @@ class World:
             demand(current.state in ENDED, "a round has no end")
         for upload in self.db.uploads:
             accepted = upload.assignment.state is AssignmentState.ACCEPTED
-            demand((upload in self.db.updates) == accepted, "accepted and not counted, or reverse")
+            counts = upload in self.db.updates and upload.state != "withdrawn"
+            demand(counts == accepted, "accepted and not counted, or reverse")
+        for row in self.db.sums:
+            demand(not row.there, "a sum is kept for a round that has ended")
 
     def resume(self) -> None:
         current = self.db.active()

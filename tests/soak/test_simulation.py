@@ -12,7 +12,7 @@ from fedselect import leases, lifecycle
 from fedselect.lifecycle import AfterRound, Decision, RoundEvent, RoundState
 
 from .proofs import Figures, Room
-from .simulation import Broken, World
+from .simulation import Broken, Coordinator, World
 from .simulation_proof import simulated_lives
 
 PATIENCE = 300  # seeds until a wrong rule must have shown itself
@@ -104,6 +104,7 @@ def after(wrong: dict[AfterRound, AfterRound]) -> Callable[[Patch], None]:
 
 
 MUTANTS: dict[str, Callable[[Patch], None]] = {
+    "a sum of other updates is used": rule(Coordinator, "fits", lambda *_: True),
     "no fence": rule(leases, "held", lambda right, *_: True),
     "a fence that looks at the state alone": rule(
         leases, "held", lambda right, state, *_: state == "leased"
