@@ -64,5 +64,5 @@ def create_app(settings: AppSettings | None = None) -> FastAPI:
     def limit(path: str) -> int:
         return settings.max_model_body if path == "/v1/models" else settings.max_body
 
-    app.add_middleware(Outermost, limit=limit)
+    app.add_middleware(Outermost, limit=limit, callers=core.callers)
     return app

@@ -86,6 +86,10 @@ class AppSettings(DatabaseSettings):
     uploads_per_minute: int = Field(
         120, gt=0, description="Uploads and part addresses one client may ask for in a minute."
     )
+    calls_per_second: float = Field(
+        50, gt=0, le=1e6, description="Calls of one key in the long run, over all API processes."
+    )
+    calls_burst: int = Field(200, ge=1, le=1_000_000, description="Calls of one key at once.")
     max_body: int = Field(64 * 1024, gt=0, description="Bytes of a JSON body.")
     max_model_body: int = Field(4 * 1024**2, gt=0, description="Bytes of a model's description.")
     page_limit: int = Field(200, gt=0, le=1000, description="Most items of one page.")

@@ -28,7 +28,8 @@ from sqlalchemy.orm import InstrumentedAttribute
 from app import auth, parameters
 from app.auth import PROJECT_HEADER, Principal, Scope
 from app.db import Tx
-from app.errors import Conflict, Invalid, Outdated, TooLarge
+from app.errors import Conflict, Invalid, Outdated, TooLarge, TooMany
+from app.limits import Callers
 from app.problems import problem
 from app.tables import IdempotentAnswer
 from app.wiring import Coordinator
@@ -110,6 +111,7 @@ def require(scope: Scope) -> Any:
         core: Coordinator = request.app.state.core
         with core.db.transaction("auth", "authenticate") as tx:
             principal = auth.authenticate(tx, core.settings.pepper, authorization, project)
+        core.callers.check_shared(authorization or "")
         principal.require(scope)
         parameters.refuse_unknown(request)
         return Call(core, _route(request), principal, idempotency_key, _purpose(request))
@@ -268,11 +270,17 @@ IfMatch = Annotated[
 
 
 class Outermost:
-    """Gives each request an id, adds security headers and stops reading oversized bodies."""
+    """Gives each request an id and security headers, stops floods and oversized bodies."""
 
-    def __init__(self, app: Callable[..., Awaitable[None]], limit: Callable[[str], int]) -> None:
+    def __init__(
+        self,
+        app: Callable[..., Awaitable[None]],
+        limit: Callable[[str], int],
+        callers: Callers,
+    ) -> None:
         self._app = app
         self._limit = limit
+        self._callers = callers
 
     async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
         """Serve one ASGI connection."""
@@ -282,6 +290,14 @@ class Outermost:
         headers = {k.lower(): v for k, v in scope["headers"]}
         wanted = headers.get(b"x-request-id", b"").decode("latin-1")
         scope["request_id"] = wanted if REQUEST_ID.match(wanted) else uuid4().hex
+        if not scope["path"].startswith("/health/"):
+            peer = (scope.get("client") or ("unknown", 0))[0]
+            try:
+                self._callers.check_own(headers.get(b"authorization", b""), peer)
+            except TooMany as refusal:
+                send = _with_headers(send, scope["request_id"])
+                await problem(Request(scope), refusal)(scope, receive, send)
+                return
         limit = self._limit(scope["path"])
         declared = headers.get(b"content-length", b"0")
         send = _with_headers(send, scope["request_id"])

@@ -13,6 +13,7 @@ from app.db import Clock, Database
 from app.heads import StoredHeads
 from app.jobs import Doorbell
 from app.ledger import Sealer
+from app.limits import Callers, Rate
 from app.settings import AppSettings, read
 from app.storage import S3Storage
 
@@ -27,6 +28,7 @@ class Coordinator:
     sealer: Sealer
     heads: StoredHeads
     bell: Doorbell
+    callers: Callers
 
     def close(self) -> None:
         """Release connections."""
@@ -52,4 +54,6 @@ def build(settings: AppSettings | None = None, *, clock: Clock = now) -> Coordin
     sealer = Sealer(settings.ledger_seed, settings.ledger_origin)
     storage = failpoints.bracket(S3Storage(settings), "store")
     heads = StoredHeads(storage, settings.ledger_origin)
-    return Coordinator(settings, db, storage, sealer, heads, bell)
+    rate = Rate(settings.calls_per_second, settings.calls_burst)
+    callers = Callers(settings.redis_url.get_secret_value(), rate)
+    return Coordinator(settings, db, storage, sealer, heads, bell, callers)

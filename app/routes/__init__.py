@@ -23,9 +23,9 @@ _TEXTS = {
 def problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
     """The error answers of an operation, for its OpenAPI description.
 
-    Whoever sends a key may name a project that is not there.
+    Whoever sends a key may name a project that is not there, and may call too often.
     """
-    named = {404} if 401 in statuses else set()
+    named = {404, 429} if 401 in statuses else set()
     content = {"application/problem+json": {"schema": Problem.model_json_schema()}}
     return {
         s: {"description": _TEXTS[s], "content": content} for s in sorted({*statuses, *named, 422})

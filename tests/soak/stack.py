@@ -37,6 +37,7 @@ class Stack:
 
     def __init__(self, folder: Path, **settings: object) -> None:
         self.folder = folder
+        settings = {"calls_per_second": 100_000, "calls_burst": 100_000} | settings
         self._settings = {name.upper(): str(value) for name, value in settings.items()}
         self._local = LocalStack(folder, given={})
         self._busy = threading.Lock()

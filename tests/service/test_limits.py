@@ -1,0 +1,117 @@
+"""How many calls a key may make, on a real Redis and without one."""
+
+from __future__ import annotations
+
+import secrets
+import threading
+from collections import Counter
+from collections.abc import Iterator
+
+import pytest
+
+from app.errors import TooMany
+from app.limits import Callers, OwnBuckets, Rate, SharedBuckets, spend
+from app.main import create_app
+from app.wiring import Coordinator
+
+from .factories import Caller, Project, TestClient, ok, refused
+
+SLOW = Rate(per_second=0.01, burst=5)  # none comes back while a test runs
+NOWHERE = "redis://127.0.0.1:1/0"
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def test_a_bucket_gives_its_burst_and_then_its_rate() -> None:
+    rate, full, now = Rate(per_second=2, burst=3), 0.0, 100.0
+    for _ in range(3):
+        full, wait = spend(full, now, rate)
+        assert wait == 0
+    full, wait = spend(full, now, rate)
+    assert wait == pytest.approx(0.5)
+    assert spend(full, now + 0.5, rate)[1] == 0
+    _, wait = spend(full, now + 0.49, rate)
+    assert wait == pytest.approx(0.01)
+
+
+def test_refused_calls_cost_nothing() -> None:
+    clock = Clock()
+    buckets = OwnBuckets(Rate(per_second=1, burst=1), clock=clock)
+    assert buckets.wait(b"a") == 0
+    assert [buckets.wait(b"a") for _ in range(50)] == [1.0] * 50
+    clock.now += 1
+    assert buckets.wait(b"a") == 0
+    assert buckets.wait(b"b") == 0, "everybody has a bucket of their own"
+
+
+def test_many_processes_share_one_bucket(environment: dict[str, str]) -> None:
+    who = secrets.token_bytes(8)
+    url = environment["REDIS_URL"]
+    both = [SharedBuckets(url, SLOW), SharedBuckets(url, SLOW)]
+    waits = [both[i % 2].wait(who) for i in range(12)]
+    assert [wait == 0 for wait in waits] == [True] * 5 + [False] * 7
+    assert all(90 < wait <= 100 for wait in waits[5:])
+
+
+def test_calls_at_the_same_moment_are_all_counted(environment: dict[str, str]) -> None:
+    who, buckets = secrets.token_bytes(8), SharedBuckets(environment["REDIS_URL"], SLOW)
+    waits: list[float] = []
+    threads = [threading.Thread(target=lambda: waits.append(buckets.wait(who))) for _ in range(20)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(30)
+    assert Counter(wait == 0 for wait in waits) == {True: 5, False: 15}
+
+
+def test_without_redis_each_process_holds_the_limit(caplog: pytest.LogCaptureFixture) -> None:
+    callers = Callers(NOWHERE, SLOW)
+    for _ in range(5):
+        callers.check_own(b"Bearer x", "peer")
+        callers.check_shared("Bearer x")
+    with pytest.raises(TooMany):
+        callers.check_own(b"Bearer x", "peer")
+    assert caplog.text.count("limits hold in each process alone") == 1, "it is left alone a while"
+
+
+@pytest.fixture
+def strict(core: Coordinator) -> Iterator[TestClient]:
+    """A coordinator of its own that allows five calls."""
+    settings = core.settings.model_copy(update={"calls_per_second": 0.01, "calls_burst": 5})
+    with TestClient(create_app(settings), raise_server_exceptions=False) as api:
+        yield api
+
+
+def test_a_flood_is_refused_and_the_others_work_on(strict: TestClient, project: Project) -> None:
+    loud = Caller(strict, project.owner.key)
+    quiet = Caller(strict, project.caller("viewer").key)
+    answers = [loud.get("/v1/me") for _ in range(8)]
+    assert [a.status_code for a in answers] == [200] * 5 + [429] * 3
+    refused(answers[-1], 429, "rate_limited")
+    assert 90 < int(answers[-1].headers["retry-after"]) <= 101
+    ok(quiet.get("/v1/me"))
+    ok(Caller(strict, None).get("/health/live"))
+
+
+def test_whoever_guesses_keys_is_slowed_down(strict: TestClient) -> None:
+    """Calls without any key count for the address that they come from."""
+    nobody = Caller(strict, None)
+    codes = [nobody.post("/v1/clients", {"token": "x", "name": "x"}) for _ in range(7)]
+    assert [c.status_code for c in codes] == [401] * 5 + [429] * 2
+
+
+def test_another_process_counts_the_same_calls(
+    strict: TestClient, core: Coordinator, project: Project
+) -> None:
+    loud = Caller(strict, project.owner.key)
+    for _ in range(5):
+        ok(loud.get("/v1/me"))
+    settings = core.settings.model_copy(update={"calls_per_second": 0.01, "calls_burst": 5})
+    with TestClient(create_app(settings), raise_server_exceptions=False) as second:
+        refused(Caller(second, project.owner.key).get("/v1/me"), 429, "rate_limited")
