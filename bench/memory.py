@@ -1,13 +1,13 @@
 """Peak memory of the processes that a benchmark started, asked while they live.
 
-All processes of a room carry its mark in their environment. The kernel's own high-water mark of a
-process cannot be missed between two looks; the sum over all of them counts shared pages once.
+They are the descendants of this one, whatever their environment says. The kernel's own high-water
+mark of a process cannot be missed between two looks; the sum over all of them counts shared pages
+once.
 """
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Self
@@ -19,13 +19,11 @@ MIB = 1024**2
 
 
 class Peaks:
-    """Looks at all processes that ``ours`` accepts while the ``with`` block runs."""
+    """Looks at all descendants of this process while the ``with`` block runs."""
 
-    def __init__(self, ours: Callable[[psutil.Process], bool]) -> None:
-        self._ours = ours
+    def __init__(self) -> None:
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._watch, daemon=True)
-        self._known: dict[tuple[int, float], tuple[str, bool]] = {}
         self.single: dict[str, float] = {}  # highest RSS by command line, MiB
         self.total = 0.0  # highest sum of all proportional shares, MiB
 
@@ -47,18 +45,13 @@ class Peaks:
     def _watch(self) -> None:
         while not self._ended.wait(EVERY):
             total = 0.0
-            for process in psutil.process_iter():
+            for process in psutil.Process().children(recursive=True):
                 with suppress(psutil.Error, OSError):
                     total += self._look(process)
             self.total = max(self.total, total)
 
     def _look(self, process: psutil.Process) -> float:
-        identity = process.pid, process.create_time()
-        if identity not in self._known:
-            self._known[identity] = " ".join(process.cmdline()), self._ours(process)
-        command, ours = self._known[identity]
-        if not ours:
-            return 0.0
+        command = " ".join(process.cmdline())
         peak = high_water(process.pid)
         self.single[command] = max(peak, self.single.get(command, 0.0))
         return float(process.memory_full_info().pss) / MIB

@@ -37,7 +37,6 @@ WIDTH = 1000
 TASK = Path(__file__).with_name("still_task.py")
 FEDSELECT = str(Path(sys.executable).with_name("fedselect"))
 PATIENCE = 90.0  # seconds for one round, and for everything before the first
-MARK = "FEDSELECT_BENCH_ROOM"
 # All of the mask is chosen at once, after the second participation, at random over all tensors.
 SPARSE = {"score": "random", "growth": 0.3, "limit": 0.3, "start_round": 1, "interval": 100_000}
 WARM = {"none": 1, "sparse": 3}  # rounds that do not count: the first masks travel in the third
@@ -189,7 +188,7 @@ def _ours(folder: Path, size: Size, kind: str) -> Taken:
         stack.up(prepare=lambda ready: prepare(stack.root, ready))
         url = stack.environment()["PUBLIC_URL"]
         key = admin_key_file(stack.root).read_text().strip()
-        with Client(url, key=key) as owner, Peaks(_is_ours) as peaks:
+        with Client(url, key=key) as owner, Peaks() as peaks:
             run_id = _run(owner, size, kind, rounds=rounds + 1)
             with _agents(owner, folder, size):
                 if not until(
@@ -202,11 +201,6 @@ def _ours(folder: Path, size: Size, kind: str) -> Taken:
     took = [(b - a).total_seconds() for a, b in pairwise(opened)]
     seconds = statistics.median(took[WARM[kind] : rounds])
     return Taken(seconds, peaks.largest("celery", " worker "), peaks.total)
-
-
-def _is_ours(process: psutil.Process) -> bool:
-    # This process itself holds no part of the service.
-    return process.pid != os.getpid() and bool(process.environ().get(MARK) == os.environ[MARK])
 
 
 def _published(owner: Client, run_id: UUID) -> int:
