@@ -6,6 +6,7 @@ common answer, "nothing for you now", takes no lock.
 
 from __future__ import annotations
 
+import math
 from datetime import timedelta
 from uuid import UUID
 
@@ -35,6 +36,7 @@ from fedselect.lifecycle import (
     AssignmentState,
     RoundState,
     RunState,
+    closing_window,
     may_try_again,
     retry_window,
 )
@@ -69,7 +71,7 @@ def check_in(tx: Tx, principal: Principal, body: CheckIn, *, core: Coordinator) 
     work = None if _unsettled(outcome) else (_open(tx, client) or _join(tx, client, body))
     run = _newest_run(tx, client)
     policy = RunSettings.model_validate(run.settings).round if run else RoundPolicy()
-    low, high = retry_window(policy.retry_after)
+    low, high = _window(outcome, policy)
     checkpoint = ledger.newest_checkpoint(tx)
     return CheckInAnswer(
         assignment=_document(tx, work, body, core=core) if work else None,
@@ -80,6 +82,13 @@ def check_in(tx: Tx, principal: Principal, body: CheckIn, *, core: Coordinator) 
         run_state=RunState(run.state) if run else None,
         unable=_unable(run, body) if run and work is None else None,
     )
+
+
+def _window(outcome: Outcome | None, policy: RoundPolicy) -> tuple[float, float]:
+    if outcome is None or outcome.round_state is not RoundState.AGGREGATING:
+        return retry_window(policy.retry_after)
+    crowd = math.ceil(policy.goal * policy.over_selection)
+    return closing_window(policy.retry_after, crowd=crowd)
 
 
 def _unable(run: Run, body: CheckIn) -> str | None:

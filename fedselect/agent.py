@@ -17,7 +17,7 @@ from pydantic import ValidationError
 
 from fedselect import __version__
 from fedselect.agent_state import AgentFolder, Arm, Credentials, Delivery, Tentative
-from fedselect.client import Client, announce
+from fedselect.client import Client
 from fedselect.errors import (
     FedSelectError,
     MaskError,
@@ -220,8 +220,8 @@ class Agent:
         try:
             upload = tentative.upload
             if upload is None:
-                file = arm.update(tentative)
-                ticket = self._client.reserve_update(work.id, announce(file))
+                file, found = arm.update(tentative)
+                ticket = self._client.reserve_update(work.id, found)
                 again = max(0, self._client.put_file(ticket, file) - file.size)
                 tentative, upload = arm.sent(tentative, ticket.id), ticket.id
             self._client.complete(upload)

@@ -34,8 +34,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from fedselect.errors import FedSelectError
 from fedselect.personal import PersonalState, sync_folder, write_atomically
-from fedselect.sending import Source
+from fedselect.sending import Source, announce
 from fedselect.space import ParameterSpace
+from fedselect.uploads import UploadReserve
 
 CREDENTIALS, REGISTRATION = "credentials.json", "registration.json"
 CHECKPOINT, LEDGER_KEY = "checkpoint.txt", "ledger-key.txt"
@@ -215,8 +216,9 @@ class AgentFolder:
         return data if hashlib.sha256(data).hexdigest() == sha256 else None
 
     def keep_version(self, data: bytes) -> None:
-        """Keep a version file for the next use."""
-        write_atomically(self._versions / hashlib.sha256(data).hexdigest(), data)
+        """Keep a version file for the next use; if it is lost or torn, it is fetched again."""
+        path = self._versions / hashlib.sha256(data).hexdigest()
+        write_atomically(path, data, durable=False)
 
     def forget_versions(self, *, but: set[str]) -> None:
         """Remove the version files that are not in use, so that they never pile up."""
@@ -257,16 +259,22 @@ class Arm:
             return None
         return PersonalState.from_bytes(self._load(self.record.committed.state), space)
 
-    def update(self, tentative: Tentative) -> Source:
-        """The update file of the tentative work, the very bytes that were sent, left on the disk.
+    def update(self, tentative: Tentative) -> tuple[Source, UploadReserve]:
+        """The update file of the tentative work, left on the disk, and what to announce of it.
+
+        One reading finds what the announcement needs and that these are the bytes of before.
 
         Raises:
             FedSelectError: ``state_corrupt``.
         """
         path = self._path / tentative.update.name
-        if not path.exists() or _digest(path) != tentative.update.sha256:
+        if not path.exists() or path.stat().st_size != tentative.update.size:
             raise _corrupt(path)
-        return Source(tentative.update.size, partial(_read_range, path))
+        file = Source(tentative.update.size, partial(_read_range, path))
+        found = announce(file)
+        if found.sha256 != tentative.update.sha256:
+            raise _corrupt(path)
+        return file, found
 
     def received(self, sha256: str, size: int) -> None:
         """Count a version file; called before it is kept, so that no crash loses or doubles it."""
@@ -356,11 +364,6 @@ def _remove(folder: Path, unwanted: Callable[[str], bool]) -> None:
     for path in folder.iterdir():
         if path.is_file() and unwanted(path.name):
             path.unlink()
-
-
-def _digest(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _read_range(path: Path, start: int, length: int) -> bytes:

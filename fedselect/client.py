@@ -8,6 +8,7 @@ training, files or the state of an agent.
 from __future__ import annotations
 
 import asyncio
+import io
 import logging
 import random
 import time
@@ -220,18 +221,18 @@ class AsyncClient(_Connected):
 
 def _read(response: httpx.Response, limit: int) -> bytes:
     """The body, or more than ``limit`` bytes of it."""
-    body = bytearray()
+    body = io.BytesIO()  # hands its bytes out without a copy
     for chunk in response.iter_bytes():
-        body += chunk
-        if len(body) > limit:
+        body.write(chunk)
+        if body.tell() > limit:
             break
-    return bytes(body)
+    return body.getvalue()
 
 
 async def _aread(response: httpx.Response, limit: int) -> bytes:
-    body = bytearray()
+    body = io.BytesIO()  # hands its bytes out without a copy
     async for chunk in response.aiter_bytes():
-        body += chunk
-        if len(body) > limit:
+        body.write(chunk)
+        if body.tell() > limit:
             break
-    return bytes(body)
+    return body.getvalue()

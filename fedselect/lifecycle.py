@@ -111,6 +111,8 @@ class RoundEvent(StrEnum):
 # A failed round has not ended: its manifest stands, an administrator decides what follows.
 TERMINAL_ROUNDS = frozenset({RoundState.PUBLISHED, RoundState.ABANDONED, RoundState.CANCELLED})
 GATHERING_ROUNDS = frozenset({RoundState.SELECTING, RoundState.COLLECTING})
+CLOSING_MEAN = 0.2  # seconds between two check-ins of a client whose round is being aggregated
+CLOSING_RATE = 100  # check-ins a second of all of them together
 
 
 @dataclass(frozen=True, slots=True)
@@ -306,3 +308,12 @@ def retry_window(mean: float) -> tuple[float, float]:
     of 0.5 to 1.5 times the mean would peak at 1.5.
     """
     return 0.25 * mean, 1.75 * mean
+
+
+def closing_window(mean: float, *, crowd: int) -> tuple[float, float]:
+    """The window while a round is being aggregated, for the ``crowd`` clients that wait for it.
+
+    Its version is seconds away, so they may ask sooner than in the run's ``mean`` seconds, but all
+    together no more than ``CLOSING_RATE`` times a second.
+    """
+    return retry_window(min(mean, max(CLOSING_MEAN, crowd / CLOSING_RATE)))

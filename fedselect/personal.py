@@ -50,17 +50,22 @@ class PersonalState:
 
     def merge(self, base: FloatVector) -> FloatVector:
         """The shared model with this client's personal elements in it, shape (D,)."""
-        return np.where(self.merge_mask.to_bool(), self.theta, base).astype(np.float32)
+        if self.merge_mask.personal == 0:
+            return base
+        merged = base.astype(np.float32)
+        np.copyto(merged, self.theta, where=self.merge_mask.to_bool())
+        return merged
 
     def to_bytes(self, space: ParameterSpace) -> bytes:
-        """The state as a safetensors file."""
+        """The state as a safetensors file; a reference that is theta itself is left out."""
         tensors = {
             "theta": self.theta,
-            "reference": self.reference,
             "merge_mask": self.merge_mask.packed,
             "mask": self.mask.packed,
             **{f"buffer.{name}": array for name, array in self.buffers.items()},
         }
+        if self.reference is not self.theta:
+            tensors["reference"] = self.reference
         if self.residual is not None:
             tensors["residual"] = self.residual
         facts = {
@@ -92,7 +97,7 @@ class PersonalState:
         return cls(
             metadata["participations"],
             tensors["theta"],
-            tensors["reference"],
+            tensors.get("reference", tensors["theta"]),
             Mask(space.dim, tensors["merge_mask"]),
             Mask(space.dim, tensors["mask"]),
             {n.removeprefix(prefix): a for n, a in tensors.items() if n.startswith(prefix)},
@@ -107,16 +112,21 @@ def _metadata(data: bytes) -> dict[str, Any]:
     return found
 
 
-def write_atomically(path: Path, data: bytes) -> None:
-    """Replace a file so that a reader, or a restart after ``kill -9``, sees the old or the new."""
+def write_atomically(path: Path, data: bytes, *, durable: bool = True) -> None:
+    """Replace a file so that a reader, or a restart after ``kill -9``, sees the old or the new.
+
+    ``durable``: a loss of power does not undo or tear it, once this has returned.
+    """
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
     with os.fdopen(descriptor, "wb") as file:
         file.write(data)
         file.flush()
-        os.fsync(file.fileno())
+        if durable:
+            os.fsync(file.fileno())
     temporary.replace(path)
-    sync_folder(path.parent)
+    if durable:
+        sync_folder(path.parent)
 
 
 def sync_folder(folder: Path) -> None:

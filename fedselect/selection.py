@@ -42,6 +42,8 @@ def next_mask(
         TrainingError: a Δ is not finite.
         MaskError: vectors, mask and space differ in size.
     """
+    if policy.personal != "learned":
+        return state.mask, theta  # nothing will grow; a reference that is theta takes no room
     if not policy.due(state.participations):
         return state.mask, state.reference
     grown = grow(policy, theta, reference=state.reference, mask=state.mask, space=space, seed=seed)

@@ -117,7 +117,8 @@ def encode_update(meta: UpdateMeta, theta: FloatVector, *, mask: Mask, send_mask
     Raises:
         WireError: a shared value is not finite (ALGORITHM §1.7, decision 4).
     """
-    values = np.ascontiguousarray(np.compress(~mask.to_bool(), theta), dtype="<f4")
+    shared = np.compress(~mask.to_bool(), theta) if mask.personal else theta
+    values = np.ascontiguousarray(shared, dtype="<f4")
     if not np.isfinite(values).all():
         raise WireError("shared values contain NaN or infinity", code="values_not_finite")
     arrays: dict[str, npt.NDArray[Any]] = {
@@ -177,7 +178,7 @@ def _encode(metadata: Mapping[str, str], arrays: Mapping[str, npt.NDArray[Any]])
     dtypes = {"U64": "<u8", "U32": "<u4", "F32": "<f4", "U8": "u1"}
     names = {np.dtype(code): name for name, code in dtypes.items()}
     head = encode_head(metadata, {n: (names[a.dtype], a.size) for n, a in arrays.items()})
-    return b"".join((head, *(a.tobytes() for a in arrays.values())))
+    return b"".join((head, *(np.ascontiguousarray(a).data for a in arrays.values())))
 
 
 # --- decoding ----------------------------------------------------------------------------------

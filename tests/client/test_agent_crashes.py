@@ -57,7 +57,7 @@ def watched(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Axe]]:
         for axe in axes:
             axe(where)
 
-    def write(path: Path, data: bytes) -> None:
+    def write(path: Path, data: bytes, *, durable: bool = True) -> None:
         temporary = path.with_name(f".{path.name}.{next(pids)}")
         temporary.write_bytes(data[: len(data) // 2])
         cut(f"half way through {path.name}")

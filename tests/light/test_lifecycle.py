@@ -29,6 +29,7 @@ from fedselect.lifecycle import (
     RunEvent,
     RunState,
     after_round,
+    closing_window,
     decide,
     may_try_again,
     next_assignment_state,
@@ -386,6 +387,14 @@ def test_the_simulation_sees_a_narrower_window():
     narrow = (0.5 * MEAN, 1.5 * MEAN)
     assert max(load_after_a_herd(narrow, seed=seed).max() for seed in range(20)) > 1.5
     assert load_after_a_herd((0.9 * MEAN, 1.1 * MEAN), seed=0).max() > 3
+
+
+def test_who_waits_for_a_version_may_ask_sooner_but_not_all_at_once():
+    assert closing_window(30, crowd=4) == retry_window(0.2)
+    assert closing_window(0.1, crowd=4) == retry_window(0.1)
+    low, high = closing_window(30, crowd=1000)
+    assert 1000 / ((low + high) / 2) == 100  # check-ins a second
+    assert closing_window(30, crowd=100_000) == retry_window(30)
 
 
 def test_check_ins_are_spread_around_the_mean():
