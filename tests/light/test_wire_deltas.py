@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import struct
+import tracemalloc
 import zlib
 from dataclasses import replace
 
@@ -151,6 +152,22 @@ def test_sums_of_decoded_deltas_are_canonical(encoding, weight):
         parts.append(Contribution(mask, wire.update_values(data, mask), weight))
     base = np.zeros(LARGE, np.float32)
     assert aggregate(base, parts, 2).tobytes() == reference(base, parts, 2).tobytes()
+
+
+def test_a_stream_is_judged_with_the_memory_of_a_frame():
+    dim = 4_000_000
+    mask = Mask.from_bool(np.arange(dim) % 3 == 0)
+    delta = np.random.default_rng(0).standard_normal(dim, dtype=np.float32)
+    data = coded(mask=mask, delta=delta)
+    expected = plan(encoding="int8", lower=Mask.empty(dim), upper=Mask.full(dim))
+    inspection = UpdateInspection(expected, len(data))
+    tracemalloc.start()
+    for start in range(0, len(data), 2**20):
+        inspection.feed(data[start : start + 2**20])
+    assert inspection.finish().mask == mask
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 10 * 2**20, "11 MB of float32 values, 0.5 MB of mask, whose chunk is unpacked"
 
 
 # --- golden files ------------------------------------------------------------------------------
