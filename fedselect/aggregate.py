@@ -7,35 +7,46 @@ Must not know files, rounds or the network.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 
+from fedselect import kernels
+from fedselect.deltas import SCALE_BLOCK
 from fedselect.errors import MaskError
-from fedselect.kernels import LANES, Part, Sums, add_group, divide
+from fedselect.kernels import LANES, Part, Sums, ValueVector, add_group, divide
+from fedselect.lanes import WORDS
 from fedselect.masks import BLOCK, ByteVector, Mask, packed_size
 from fedselect.protocol import GROUP as GROUP
 from fedselect.protocol import SHARD as SHARD
-from fedselect.space import FloatValues, FloatVector
+from fedselect.space import FloatVector
+
+TILE = 4  # blocks whose sums are held at a time: they stay in the nearest caches
 
 
 @dataclass(frozen=True, slots=True)
 class Contribution:
     """One client's part of a round: compact values of shape (mask.shared,) and a weight.
 
-    Trained values are float32, decoded deltas float64.
+    ``values`` are float32, float16, bfloat16 as uint16, or int8 with ``scales`` of shape
+    (ceil(D / 4096),), float32: entry s belongs to the elements [4096·s, 4096·(s + 1)). Decoded
+    deltas may be float64.
     """
 
     mask: Mask
-    values: FloatValues
+    values: ValueVector
     weight: float = 1.0
+    scales: FloatVector | None = None
 
 
 def reference(base: FloatVector, parts: Sequence[Contribution], k: int) -> FloatVector:
     """The specification of aggregation in plain numpy, shape (D,) in, shape (D,) out.
 
     ``g'[j] = Σ w·x[j] / Σ w`` over the clients that share j, ``base[j]`` where fewer than ``k`` do.
-    Sums are float64, in groups of 8 in the order given, the groups folded from the left.
+    Sums are float64, in groups of 8 in the order given, the groups folded from the left. For
+    values that are deltas ``base`` is zeros: what nobody moves does not move.
     """
     total, weights = np.zeros(base.size), np.zeros(base.size)
     counts = np.zeros(base.size, dtype=np.int64)
@@ -43,7 +54,7 @@ def reference(base: FloatVector, parts: Sequence[Contribution], k: int) -> Float
         group_total, group_weights = np.zeros(base.size), np.zeros(base.size)
         for part in parts[start : start + GROUP]:
             shared = np.flatnonzero(~part.mask.to_bool())
-            group_total[shared] += part.weight * part.values.astype(np.float64)
+            group_total[shared] += part.weight * exact(part.values, part.scales, shared)
             group_weights[shared] += part.weight
             counts[shared] += 1
         total += group_total
@@ -51,6 +62,17 @@ def reference(base: FloatVector, parts: Sequence[Contribution], k: int) -> Float
     enough = (counts >= k) & (weights > 0)
     mean = np.divide(total, weights, out=np.zeros(base.size), where=enough)
     return np.where(enough, mean, base).astype(np.float32)
+
+
+def exact(
+    values: ValueVector, scales: FloatVector | None, elements: npt.NDArray[np.int64]
+) -> npt.NDArray[np.float64]:
+    """The numbers that values of any format stand for; ``elements`` says where each belongs."""
+    if values.dtype == np.uint16:
+        return (values.astype(np.uint32) << 16).view(np.float32).astype(np.float64)
+    if values.dtype == np.int8 and scales is not None:
+        return values * scales.astype(np.float64)[elements // SCALE_BLOCK]
+    return values.astype(np.float64)
 
 
 class Accumulator:
@@ -90,20 +112,25 @@ class Accumulator:
             raise ValueError(f"{len(self._group)} updates of an open group are not in the sums")
         return self._sums
 
-    def add(self, packed: ByteVector, values: FloatValues, weight: float = 1.0) -> None:
+    def add(
+        self,
+        packed: ByteVector,
+        values: ValueVector,
+        weight: float = 1.0,
+        scales: FloatVector | None = None,
+    ) -> None:
         """Add the next update: the mask bytes (ceil(n/8),) and shared values of this range.
+
+        For int8 the range begins at a multiple of 4096, and ``scales`` are its own.
 
         Raises:
             MaskError: the number of values is not the number of shared bits.
+            ValueError: another format than that of the open group, or scales that do not fit it.
         """
         size = self._sums.total.size
-        if packed.size != packed_size(size):
-            raise MaskError(f"{packed.size} mask bytes for {size} elements")
-        shared = size - int(np.bitwise_count(packed).sum(dtype=np.int64))
-        if values.size != shared:
-            raise MaskError(f"{values.size} values for {shared} shared elements")
-        own = values if values.flags.c_contiguous else values.copy()
-        part = Part(np.ascontiguousarray(packed), own, weight)
+        part = Part(np.ascontiguousarray(packed), np.ascontiguousarray(values), weight, scales)
+        check_part(part, size)
+        kernels.format_of([*self._group[:1], part], size)
         self._group.append(part)
         if len(self._group) == GROUP:
             self._fold()
@@ -118,7 +145,8 @@ class Accumulator:
         sums = self._sums
         out = np.empty(base.size, dtype=np.float32) if out is None else out
         weights = sums.total[:0] if sums.weights is None else sums.weights
-        divide(sums.total, sums.counts, weights, np.ascontiguousarray(base, "<f4"), k, out)
+        base = np.ascontiguousarray(base, "<f4")
+        divide((sums.total, sums.counts, weights), base, k, out)
         sums.clear()
         return out
 
@@ -128,33 +156,65 @@ class Accumulator:
             self._group.clear()
 
 
+def check_part(part: Part, size: int) -> None:
+    """See that a part of a range of ``size`` elements has exactly one value per shared element.
+
+    Raises:
+        MaskError: it has not, or the mask is of another size.
+    """
+    if part.packed.size != packed_size(size):
+        raise MaskError(f"{part.packed.size} mask bytes for {size} elements")
+    shared = kernels.shared_bits(part.packed, size)
+    if part.values.size != shared:
+        raise MaskError(f"{part.values.size} values for {shared} shared elements")
+
+
 def aggregate(
     base: FloatVector,
     parts: Sequence[Contribution],
     k: int,
     *,
-    shard: int = 2 * BLOCK,
     lanes: int = LANES,
+    threads: int = 1,
+    tile: int = TILE,
 ) -> FloatVector:
-    """The streaming form over whole vectors held in memory; equal to :func:`reference`.
+    """The mean of whole vectors held in memory; equal to :func:`reference`, bit for bit.
 
-    ``shard`` elements are worked on at a time: few enough that their sums stay in the cache.
+    ``threads`` share the range between them, ``tile`` blocks of 4096 elements have their sums in
+    the cache at a time; neither changes a bit.
+
+    Raises:
+        MaskError, ValueError: as :meth:`Accumulator.add`.
     """
-    out = np.empty_like(base)
-    ranks = [part.mask.block_rank() for part in parts]
-    accumulator = Accumulator(min(shard, base.size), lanes=lanes)
-    for start in range(0, base.size, shard):
-        stop = min(start + shard, base.size)
-        if stop - start < shard <= base.size:  # the last one
-            accumulator = Accumulator(stop - start, lanes=lanes)
-        for part, rank in zip(parts, ranks, strict=True):
-            first, last = value_range(rank, start, stop)
-            packed = part.mask.packed[start // 8 : -(-stop // 8)]
-            accumulator.add(packed, part.values[first:last], part.weight)
-        accumulator.finish(base[start:stop], k, out=out[start:stop])
+    size = base.size
+    own = [_whole(part) for part in parts]
+    for part in own:
+        check_part(part, size)
+    base, out = np.ascontiguousarray(base, "<f4"), np.empty(size, dtype=np.float32)
+    sources = kernels.Sources(own, size)
+
+    def work(first: int, last: int) -> None:
+        before = first * kernels.BLOCK
+        taken = [kernels.shared_bits(part.packed[: before // 8], before) for part in own]
+        clients = sources.clients(np.array(taken, np.uint64), weighted=sources.weighted)
+        span, rule = (first, last, size // kernels.BLOCK), (GROUP, k, tile)
+        kernels.average(sources.kind, WORDS[lanes], clients, span, rule, (base, out))
+
+    blocks = -(-size // kernels.BLOCK)
+    cuts = [blocks * number // threads for number in range(threads + 1)]
+    if threads == 1:
+        work(0, blocks)
+    else:
+        with ThreadPoolExecutor(threads) as pool:
+            list(pool.map(work, cuts, cuts[1:]))
     return out
 
 
-def value_range(block_rank: np.typing.NDArray[np.uint64], start: int, stop: int) -> tuple[int, int]:
+def _whole(part: Contribution) -> Part:
+    values = np.ascontiguousarray(part.values)
+    return Part(part.mask.packed, values, part.weight, part.scales)
+
+
+def value_range(block_rank: npt.NDArray[np.uint64], start: int, stop: int) -> tuple[int, int]:
     """Where the values of elements [start, stop) lie; both multiples of 65,536, or stop is D."""
     return int(block_rank[start // BLOCK]), int(block_rank[-(-stop // BLOCK)])

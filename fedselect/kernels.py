@@ -1,29 +1,37 @@
-"""Masked accumulation, compiled with numba; nothing else is compiled in this project.
+"""Masked accumulation, compiled with numba: the loops around the rows of ``fedselect.lanes``.
 
-Owns the inner loops over packed masks and compact values. Must not know files, rounds or clients.
+Owns running sums, and the walk of a group of clients over a range in blocks of 4,096 elements: few
+enough that sums stay in the processor's cache. Must not know files, rounds or clients.
 
-Where the processor can, a group of clients is added column by column (``fedselect.lanes``); the
-plain loop does the same element by element, and all that columns leave over. Both give the same
-bits: the additions of one element happen in the same order, and a lane that does not share adds
-+0.0 to a sum that began as +0.0.
+However the rows spread values, the bits are those of the plain reference: the additions of one
+element happen in the same order, and an element that a client does not share gets +0.0 added to a
+sum that began as +0.0.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 from numba import njit
 
-from fedselect.lanes import ORDER, add_columns, processor_lanes
+from fedselect.deltas import SCALE_BLOCK
+from fedselect.lanes import OVERREAD, WORDS, add_row, personal_in, processor_lanes, row_width
 from fedselect.masks import ByteVector
-from fedselect.space import FloatValues
+from fedselect.space import FloatVector
 
 Float64Vector = npt.NDArray[np.float64]
 CountVector = npt.NDArray[np.int32]
-LARGEST_GROUP = 64  # clients of a group: the code for a column is unrolled over them
+ValueVector = npt.NDArray[Any]  # one of FORMATS
+# float32, float16, the upper 16 bits of float32 (bfloat16), int8 with scales; and decoded deltas
+FORMATS = (np.float32, np.float16, np.uint16, np.int8, np.float64)
+BLOCK = SCALE_BLOCK  # elements between two looks at where clients' values end
+LARGEST_GROUP = 255  # clients of a group: a row counts sharers in bytes
+LANES = processor_lanes()
+_NEVER = np.iinfo(np.uint64).max
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,12 +39,14 @@ class Part:
     """One client's part of a range of n elements.
 
     ``packed`` (ceil(n/8),) is the mask of the range, ``values`` (shared bits of the mask,) are its
-    shared elements in order; nothing is read beyond either.
+    shared elements in order, in one of ``FORMATS``; nothing is read beyond either. With int8,
+    ``scales`` (ceil(n/4096),) float32 stretch the elements [4096·s, 4096·(s + 1)) of the range.
     """
 
     packed: ByteVector
-    values: FloatValues
+    values: ValueVector
     weight: float = 1.0
+    scales: FloatVector | None = None
 
 
 @dataclass(slots=True)
@@ -77,7 +87,85 @@ class Sums:
         self.weights = None
 
 
-LANES = processor_lanes()
+class Sources:
+    """Where compiled code reads the parts of clients over a range of n elements.
+
+    Rows are read whole, so what lies at an end is read from a padded copy: the mask bytes of the
+    last block if it is not whole, and the last values of every client.
+
+    Raises:
+        ValueError: parts in different formats, or in none; scales missing, or too many.
+    """
+
+    def __init__(self, parts: Sequence[Part], size: int) -> None:
+        self._parts = parts  # keeps what the addresses point to
+        self.kind = format_of(parts, size)
+        self.weighted = any(part.weight != 1 for part in parts)
+        self._masks = _addresses([part.packed for part in parts])
+        self._starts = _addresses([part.values for part in parts])
+        self._tails = _mask_tails(parts, size)
+        self._ends, self._spares = self._value_ends()
+        scaled = [part.scales for part in parts if self.kind == np.int8]
+        self._scales = np.array(scaled, dtype=np.float64).reshape(len(parts), -1 if scaled else 0)
+
+    def _value_ends(self) -> tuple[npt.NDArray[np.uint64], ByteVector]:
+        """Addresses behind which values are read from copies, and the copies."""
+        width = np.dtype(self.kind).itemsize
+        kept = BLOCK + OVERREAD // width
+        spares = np.zeros((len(self._parts), kept * width + OVERREAD), dtype=np.uint8)
+        ends = self._starts.copy()
+        for row, part in enumerate(self._parts):
+            last = part.values[-kept:].view(np.uint8)
+            spares[row, : last.size] = last
+            ends[row] += np.uint64(part.values.nbytes - last.size)
+        return ends, spares
+
+    def clients(self, taken: npt.NDArray[np.uint64], *, weighted: bool) -> tuple[Any, ...]:
+        """The arrays for compiled code to start after ``taken`` values of each client."""
+        width = np.uint64(np.dtype(self.kind).itemsize)
+        weights = [part.weight for part in self._parts] if weighted else []
+        return (
+            self._masks,
+            _addresses(self._tails),
+            self._starts + taken * width,
+            self._ends.copy(),
+            _addresses(self._spares),
+            self._scales,
+            np.array(weights, dtype=np.float64),
+        )
+
+
+def format_of(parts: Sequence[Part], size: int) -> type[Any]:
+    """The one format of parts of a range of ``size`` elements; float32 if there are none.
+
+    Raises:
+        ValueError: more than one, an unknown one, or scales that do not fit it.
+    """
+    kinds = {part.values.dtype.type for part in parts} or {np.float32}
+    if len(kinds) > 1 or not kinds <= set(FORMATS):
+        known = ", ".join(kind.__name__ for kind in FORMATS)
+        names = ", ".join(sorted(kind.__name__ for kind in kinds))
+        raise ValueError(f"values must be of one type ({known}), not {names}")
+    kind: type[Any] = kinds.pop()
+    wanted = -(-size // SCALE_BLOCK) if kind == np.int8 else 0
+    if any((0 if part.scales is None else part.scales.size) != wanted for part in parts):
+        raise ValueError(f"{kind.__name__} needs {wanted} scales for {size} elements")
+    return kind
+
+
+def _addresses(arrays: Sequence[npt.NDArray[Any]] | npt.NDArray[Any]) -> npt.NDArray[np.uint64]:
+    return np.array([array.ctypes.data for array in arrays], dtype=np.uint64)
+
+
+def _mask_tails(parts: Sequence[Part], size: int) -> ByteVector:
+    """The masks of the last block if it is not whole, with everything behind it personal."""
+    tails = np.full((len(parts), BLOCK // 8), 0xFF, dtype=np.uint8)
+    for tail, part in zip(tails, parts, strict=True):
+        last = part.packed[size // BLOCK * (BLOCK // 8) :]
+        tail[: last.size] = last
+        if size % 8:
+            tail[last.size - 1] |= 0xFF & (0xFF << size % 8)
+    return tails
 
 
 def add_group(parts: Sequence[Part], sums: Sums, *, lanes: int = LANES) -> None:
@@ -85,71 +173,145 @@ def add_group(parts: Sequence[Part], sums: Sums, *, lanes: int = LANES) -> None:
 
     For every element the group's values are summed in the order of ``parts``, and that sum is added
     to ``sums``: the canonical sum (docs/WIRE.md). The arithmetic is float64, one multiplication and
-    one addition per element, never fused.
+    one addition per element, never fused; values and scales are exact in it.
+
+    Raises:
+        ValueError: no parts, more than 255, or parts that :class:`Sources` refuses.
     """
     if not 0 < len(parts) <= LARGEST_GROUP:
         raise ValueError(f"a group has 1 to {LARGEST_GROUP} clients, not {len(parts)}")
-    if sums.weights is None and any(part.weight != 1 for part in parts):
+    size = sums.total.size
+    sources = Sources(parts, size)
+    if sums.weights is None and sources.weighted:
         sums.weights = sums.counts.astype(np.float64)
-    narrow = all(part.values.dtype == np.float32 for part in parts)
-    columns = sums.total.size // lanes if lanes > 1 and narrow else 0
-    left = [part.values for part in parts]
-    if columns:
-        ends = _run_columns(parts, sums, columns=columns, lanes=lanes)
-        left = [part.values[end:] for part, end in zip(parts, ends, strict=True)]
-    start = columns * lanes
-    if start < sums.total.size:
-        _add_plainly(parts, left, sums, start=start)
+    clients = sources.clients(np.zeros(len(parts), np.uint64), weighted=sums.weights is not None)
+    weights = sums.total[:0] if sums.weights is None else sums.weights
+    span = (0, -(-size // BLOCK), size // BLOCK)
+    add_blocks(sources.kind, WORDS[lanes], clients, span, (sums.total, sums.counts, weights))
 
 
-def _run_columns(parts: Sequence[Part], sums: Sums, *, columns: int, lanes: int) -> list[int]:
-    """Add whole columns; returns how many values of each client that took."""
-    begin = tuple(part.values.ctypes.data for part in parts)
-    weights = sums.weights
-    end = add_columns(
-        tuple(part.packed.ctypes.data for part in parts),
-        begin,
-        () if weights is None else tuple(float(part.weight) for part in parts),
-        None if lanes == 16 else ORDER.ctypes.data,
-        columns,
-        (sums.total, sums.counts, sums.total[:0] if weights is None else weights),
+@njit(cache=True, nogil=True)
+def add_blocks(kind, word, clients, span, sums):  # type: ignore[no-untyped-def]
+    """Add a group of clients to ``sums``, which begin at the first block of ``span``.
+
+    ``span``: the first block, the one behind the last, and the number of whole blocks in the range.
+    """
+    _, _, heads, _, _, scales, weights = clients
+    places, factors = np.empty(heads.size, np.uint64), np.empty(heads.size)
+    elements = sums[0].size
+    for block in range(span[0], span[1]):
+        _go_to(block, span[2], clients, places)
+        if scales.shape[1]:
+            factors[:] = scales[:, block]
+        begin = (block - span[0]) * BLOCK
+        if begin + BLOCK <= elements:
+            _add_rows(kind, word, (places, heads), (factors, weights), sums, begin)
+            continue
+        last = (_padded(sums[0], begin), _padded(sums[1], begin), _padded(sums[2], begin))
+        _add_rows(kind, word, (places, heads), (factors, weights), last, 0)
+        sums[0][begin:] = last[0][: elements - begin]
+        sums[1][begin:] = last[1][: elements - begin]
+        if sums[2].size:
+            sums[2][begin:] = last[2][: elements - begin]
+
+
+@njit(cache=True, nogil=True)
+def _padded(running, begin):  # type: ignore[no-untyped-def]
+    """The running sums from ``begin`` on, as those of a whole block."""
+    block = np.zeros(BLOCK, running.dtype)
+    if running.size:
+        block[: running.size - begin] = running[begin:]
+    return block
+
+
+@njit(cache=True, nogil=True)
+def _go_to(block, whole, clients, places):  # type: ignore[no-untyped-def]
+    """Say where the masks of a block lie, and turn to the copies of values that near their end."""
+    masks, tails, heads, ends, spares, _, _ = clients
+    for client in range(heads.size):
+        if block < whole:
+            places[client] = masks[client] + np.uint64(block * (BLOCK // 8))
+        else:
+            places[client] = tails[client]
+        if heads[client] >= ends[client]:
+            heads[client] += spares[client] - ends[client]
+            ends[client] = _NEVER
+
+
+@njit(cache=True, nogil=True)
+def _add_rows(kind, word, clients, factors, sums, begin):  # type: ignore[no-untyped-def]
+    """All rows of one block, added to ``sums`` from element ``begin`` on."""
+    places, heads = clients
+    scales, weights = factors
+    total, counts, weighed = sums
+    who = (heads.size, places.ctypes.data, heads.ctypes.data)
+    where = (
+        total.ctypes.data + 8 * begin,
+        counts.ctypes.data + 4 * begin,
+        weighed.ctypes.data + 8 * begin,
     )
-    return [(after - before) // 4 for before, after in zip(begin, end, strict=True)]
+    scale, weight = scales.ctypes.data, weights.ctypes.data
+    rows = BLOCK // row_width(word)  # type: ignore[call-arg]
+    for row in range(rows):
+        if weights.size:
+            add_row(kind, word, who, (scale, weight), (row, *where))
+        else:
+            add_row(kind, word, who, (scale, None), (row, *where))
 
 
-def _add_plainly(
-    parts: Sequence[Part], values: Sequence[FloatValues], sums: Sums, *, start: int
-) -> None:
-    size = sums.total.size - start
-    total, counts, weights = np.zeros(size), np.zeros(size, dtype=np.int32), np.zeros(size)
-    for part, own in zip(parts, values, strict=True):
-        _add_part(part.packed, own, float(part.weight), start, (total, counts, weights))
-    sums.total[start:] += total
-    sums.counts[start:] += counts
-    if sums.weights is not None:
-        sums.weights[start:] += weights
-
-
-@njit(cache=True, nogil=True)
-def _add_part(packed, values, weight, start, sums):  # type: ignore[no-untyped-def]
-    total, counts, weights = sums
-    position = 0
-    for j in range(total.size):
-        if not (packed[(start + j) >> 3] >> ((start + j) & 7)) & 1:
-            total[j] += weight * np.float64(values[position])
-            counts[j] += 1
-            weights[j] += weight
-            position += 1
-
-
-@njit(cache=True, nogil=True)
-def divide(total, counts, weights, base, k, out):  # type: ignore[no-untyped-def]
+@njit(cache=True, nogil=True, error_model="numpy")
+def divide(sums, base, k, out):  # type: ignore[no-untyped-def]
     """``out = Σ w·x / Σ w`` as float32, ``base`` where fewer than ``k`` share or nothing weighs.
 
-    All of shape (n,); ``weights`` of shape (0,) stands for ``counts``.
+    All of shape (n,); weights of shape (0,) stand for the counts.
     """
-    for j in range(total.size):
-        weight = weights[j] if weights.size else np.float64(counts[j])
-        enough = counts[j] >= k and weight > 0
-        mean = total[j] / (weight if enough else 1.0)
-        out[j] = np.float32(mean) if enough else base[j]
+    total, counts, weights = sums
+    if weights.size:
+        for j in range(out.size):
+            enough = counts[j] >= k and weights[j] > 0
+            mean = total[j] / (weights[j] if enough else 1.0)
+            out[j] = np.float32(mean) if enough else base[j]
+    else:
+        least = max(k, 1)
+        for j in range(out.size):
+            mean = total[j] / np.float64(max(counts[j], 1))
+            out[j] = np.float32(mean) if counts[j] >= least else base[j]
+
+
+@njit(cache=True, nogil=True)
+def average(kind, word, clients, span, rule, vectors):  # type: ignore[no-untyped-def]
+    """The canonical mean over the blocks of ``span``, a few blocks at a time.
+
+    ``rule``: the size of a group, k, and the number of blocks whose sums are held at a time.
+    ``vectors``: base and out, of the whole range.
+    """
+    masks, tails, heads, ends, spares, scales, weights = clients
+    group, k, tile = rule
+    base, out = vectors
+    size = tile * BLOCK
+    sums = (np.empty(size), np.empty(size, np.int32), np.empty(size if weights.size else 0))
+    for first in range(span[0], span[1], tile):
+        sums[0][:], sums[1][:], sums[2][:] = 0, 0, 0
+        last = min(first + tile, span[1])
+        for left in range(0, masks.size, group):
+            to = min(left + group, masks.size)
+            some = (masks[left:to], tails[left:to], heads[left:to], ends[left:to])
+            rest = (spares[left:to], scales[left:to], weights[left:to])
+            add_blocks(kind, word, (*some, *rest), (first, last, span[2]), sums)
+        start, stop = first * BLOCK, min(last * BLOCK, out.size)
+        divide(sums, base[start:stop], k, out[start:stop])
+
+
+def shared_bits(packed: ByteVector, size: int) -> int:
+    """Shared elements of a range of ``size``, whose mask bytes are ``packed``; padding is 0."""
+    words = packed.size // 8
+    personal = int(_personal_in(np.uint64(packed.ctypes.data), words))
+    return size - personal - int(np.bitwise_count(packed[8 * words :]).sum())
+
+
+@njit(cache=True, nogil=True)
+def _personal_in(address, words):  # type: ignore[no-untyped-def]
+    personal = 0
+    for word in range(words):
+        personal += personal_in(address + np.uint64(8 * word))  # type: ignore[call-arg]
+    return personal

@@ -19,12 +19,14 @@ from fedselect.aggregate import (
     reference,
     value_range,
 )
+from fedselect.deltas import DELTA_ENCODINGS, SCALE_BLOCK, quantise, scale_counts
 from fedselect.errors import MaskError
 from fedselect.kernels import LANES, Part, Sums, add_group
 from fedselect.masks import BLOCK, Mask
 
 FAST = settings(max_examples=150, deadline=None, derandomize=True)
 SLOW = settings(max_examples=12, deadline=None, derandomize=True)
+WAYS = [n for n in (1, 8, 16) if n <= LANES]
 WEIGHTS = st.one_of(st.just(1.0), st.integers(1, 10**6).map(float), st.floats(0.01, 100))
 
 
@@ -77,7 +79,7 @@ def test_streaming_is_the_reference_bit_for_bit(seed, dim, weights, k, shard):
     assert same_bits(aggregate(base, parts, k), expected)
 
 
-@pytest.mark.parametrize("lanes", [n for n in (1, 8, 16) if n <= LANES])
+@pytest.mark.parametrize("lanes", WAYS)
 @FAST
 @given(
     st.integers(0, 2**32),
@@ -90,24 +92,118 @@ def test_every_way_of_spreading_gives_the_same_bits(lanes, seed, dim, weights, k
     assert same_bits(streamed(base, parts, k, shard=dim, lanes=lanes), reference(base, parts, k))
 
 
-@pytest.mark.parametrize("lanes", [n for n in (1, 8, 16) if n <= LANES])
-def test_nothing_is_read_behind_the_last_value_or_mask_byte(lanes):
+KINDS = ("f4", "f2", "u2", "i1", "f8")
+SIZES = [1, 63, 64, 65, 1000, SCALE_BLOCK - 1, SCALE_BLOCK, SCALE_BLOCK + 1, 3 * SCALE_BLOCK + 70]
+
+
+def finite_of(rng: np.random.Generator, kind: str, size: int) -> np.ndarray:
+    """Every finite number of a format may come, the subnormal ones too."""
+    if kind == "i1":
+        return rng.integers(-127, 128, size).astype(np.int8)
+    if kind == "f8":
+        return rng.standard_normal(size) * 10.0 ** rng.integers(-20, 20, size)
+    if kind == "f4":
+        bits = rng.integers(0, 2**32, size).astype(np.uint32)
+        return np.where((bits >> 23) & 0xFF < 0xFE, bits, 1).astype(np.uint32).view(np.float32)
+    largest = {"f2": 0x7C00, "u2": 0x7F00}[kind]
+    bits = rng.integers(0, 2**16, size).astype(np.uint16)
+    bits = np.where(bits & 0x7FFF < largest, bits, 1).astype(np.uint16)
+    return bits.view(np.float16) if kind == "f2" else bits
+
+
+def coded_part(rng: np.random.Generator, kind: str, dim: int, weight: float) -> Contribution:
+    mask = Mask.from_bool(rng.random(dim) < rng.choice([0.0, 0.3, 0.9, 1.0]))
+    values = finite_of(rng, kind, mask.shared)
+    scales = rng.standard_exponential(-(-dim // SCALE_BLOCK)).astype(np.float32)
+    return Contribution(mask, values, weight, scales if kind == "i1" else None)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("lanes", WAYS)
+@SLOW
+@given(
+    st.integers(0, 2**32),
+    st.sampled_from(SIZES),
+    st.lists(st.just(1.0), max_size=20) | st.lists(WEIGHTS, max_size=20),
+    st.integers(1, 3),
+)
+def test_every_format_gives_the_bits_of_the_reference(lanes, kind, seed, dim, weights, k):
+    rng = np.random.default_rng(seed)
+    base = np.zeros(dim, dtype=np.float32)
+    parts = [coded_part(rng, kind, dim, weight) for weight in weights]
+    expected = reference(base, parts, k)
+    assert same_bits(aggregate(base, parts, k, lanes=lanes), expected)
+    accumulator = Accumulator(dim, lanes=lanes)
+    for part in parts:
+        accumulator.add(part.mask.packed, part.values, part.weight, part.scales)
+    assert same_bits(accumulator.finish(base, k), expected)
+
+
+def test_codes_of_the_wire_mean_here_what_they_mean_there():
+    rng = np.random.default_rng(5)
+    dim = 2 * SCALE_BLOCK + 100
+    delta = rng.standard_normal(dim).astype(np.float32)
+    mask = Mask.from_bool(rng.random(dim) < 0.4)
+    shared = ~mask.to_bool()
+    for encoding in DELTA_ENCODINGS:
+        codes = quantise(delta, encoding, mask)
+        part = Contribution(mask, codes.codes, 1.0, codes.scales)
+        found = aggregate(np.zeros(dim, np.float32), [part], 1)
+        wanted = codes.values(scale_counts(mask.packed, dim)).astype(np.float32)
+        assert same_bits(found[shared], wanted)
+
+
+@pytest.mark.parametrize(
+    ("values", "scales"),
+    [
+        (np.zeros(8, np.int64), None),
+        (np.zeros(8, np.int8), None),
+        (np.zeros(8, np.int8), np.ones(2, np.float32)),
+        (np.zeros(8, np.float32), np.ones(1, np.float32)),
+    ],
+)
+def test_a_format_that_is_none_is_refused(values, scales):
+    packed = np.zeros(1, dtype=np.uint8)
+    with pytest.raises(ValueError, match=r"values must be|scales for 8 elements"):
+        Accumulator(8).add(packed, values, 1.0, scales)
+    with pytest.raises(ValueError, match=r"values must be|scales for 8 elements"):
+        aggregate(np.zeros(8, np.float32), [Contribution(Mask.empty(8), values, 1.0, scales)], 1)
+
+
+def test_two_formats_do_not_mix():
+    accumulator = Accumulator(8)
+    accumulator.add(np.zeros(1, np.uint8), np.ones(8, np.float32))
+    with pytest.raises(ValueError, match="one type"):
+        accumulator.add(np.zeros(1, np.uint8), np.ones(8, np.float16))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("lanes", WAYS)
+def test_nothing_is_read_behind_the_last_value_or_mask_byte(lanes, kind):
     """Both arrays end where a page ends, and the next page may not be touched."""
-    shared, dim = 37, 64
-    personal = np.arange(dim) % 5 < 2
-    personal[np.flatnonzero(~personal)[shared:]] = True
-    mask = Mask.from_bool(personal)
+    rng = np.random.default_rng(3)
+    # The first shares hardly anything at its end, the second everything, to the last element.
+    for dim in (64, SCALE_BLOCK, 3 * SCALE_BLOCK, 3 * SCALE_BLOCK + 72):
+        for personal in (np.arange(dim) > 40, np.arange(dim) % 5 == 0):
+            mask = Mask.from_bool(personal)
+            values = finite_of(rng, kind, mask.shared)
+            scales = np.ones(-(-dim // SCALE_BLOCK), np.float32) if kind == "i1" else None
+            part = Contribution(mask, values, 1.0, scales)
+            sums = Sums.zeros(dim)
+            own = Part(guarded(mask.packed), guarded(values), 1.0, scales)
+            add_group([own], sums, lanes=lanes)
+            expected = reference(np.zeros(dim, np.float32), [part], 1)
+            assert same_bits(sums.total.astype(np.float32) + np.float32(0), expected)
+
+
+def guarded(array: np.ndarray) -> np.ndarray:
+    """A copy that ends where a page ends, before one that may not be read."""
     page = mmap.PAGESIZE
-    guarded = []
-    for data in (np.arange(shared, dtype="<f4").tobytes(), mask.to_bytes()):
-        memory = mmap.mmap(-1, 2 * page)
-        memory[page - len(data) : page] = data
-        _forbid(memory, page)
-        guarded.append(np.frombuffer(memory, np.uint8)[page - len(data) : page])
-    sums = Sums.zeros(dim)
-    add_group([Part(guarded[1], guarded[0].view("<f4"))], sums, lanes=lanes)
-    assert sums.total[~personal].tolist() == list(range(shared))
-    assert not sums.total[personal].any()
+    size = -(-array.nbytes // page) * page
+    memory = mmap.mmap(-1, size + page)
+    memory[size - array.nbytes : size] = array.tobytes()
+    _forbid(memory, size)
+    return np.frombuffer(memory, np.uint8)[size - array.nbytes : size].view(array.dtype)
 
 
 def _forbid(memory: mmap.mmap, start: int) -> None:
@@ -130,11 +226,12 @@ def test_an_element_may_have_more_sharers_than_a_byte_can_count():
     st.lists(WEIGHTS, max_size=20),
     st.integers(1, 3),
 )
-def test_no_shard_size_changes_a_bit(seed, dim, weights, k):
+def test_no_tile_and_no_number_of_threads_changes_a_bit(seed, dim, weights, k):
     base, parts = round_of(seed, dim, weights)
     expected = reference(base, parts, k)
-    for shard in (BLOCK, 2 * BLOCK, 16 * BLOCK):
-        assert same_bits(aggregate(base, parts, k, shard=shard), expected)
+    for tile, threads in ((1, 1), (7, 1), (1000, 1), (4, 2), (3, 5), (4, 99)):
+        assert same_bits(aggregate(base, parts, k, tile=tile, threads=threads), expected)
+    assert same_bits(streamed(base, parts, k, shard=BLOCK), expected)
 
 
 def naive(base, parts, k: int) -> list[float]:
