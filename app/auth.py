@@ -46,6 +46,8 @@ class Scope(StrEnum):
     KEY_OWN = "key:own"
     KEY_READ = "key:read"
     KEY_ADMIN = "key:admin"
+    WEBHOOK_READ = "webhook:read"
+    WEBHOOK_ADMIN = "webhook:admin"
     AUDIT_READ = "audit:read"
     LEDGER_WITNESS = "ledger:witness"
 
@@ -63,7 +65,9 @@ ROLES: dict[str, frozenset[Scope]] = {
         {*_LOOK, Scope.VERSION_READ, Scope.UPLOAD, Scope.ROUND_ADMIN, Scope.CLIENT_ADMIN}
     ),
     # Reads everything and changes nothing: not even its own key.
-    "auditor": frozenset({*_LOOK, Scope.VERSION_READ, Scope.AUDIT_READ, Scope.KEY_READ})
+    "auditor": frozenset(
+        {*_LOOK, Scope.VERSION_READ, Scope.AUDIT_READ, Scope.KEY_READ, Scope.WEBHOOK_READ}
+    )
     - {Scope.KEY_OWN},
     "viewer": frozenset(_LOOK),
     "client": frozenset(

@@ -14,7 +14,7 @@ from fastapi_offline import FastAPIOffline
 
 from app import probe, wiring
 from app.problems import install_problem_handlers
-from app.routes import admin, agents, auditing, operations, tenancy
+from app.routes import admin, agents, auditing, hooks, operations, tenancy
 from app.settings import AppSettings, read
 from app.web import Outermost
 from fedselect import __version__
@@ -58,7 +58,7 @@ def create_app(settings: AppSettings | None = None) -> FastAPI:
     )
     app.state.core = core
     install_problem_handlers(app)
-    for module in (agents, admin, tenancy, auditing, operations):
+    for module in (agents, admin, tenancy, hooks, auditing, operations):
         app.include_router(module.router)
 
     def limit(path: str) -> int:

@@ -127,6 +127,9 @@ class AppSettings(DatabaseSettings):
         20, gt=0, description="Seconds a transaction may stand still before its locks are freed."
     )
     database_pool: int = Field(10, ge=1, le=200)
+    webhook_private: bool = Field(
+        False, description="Let webhooks go to plain HTTP and to addresses of private networks."
+    )
     log_level: str = "INFO"
 
     @field_validator("s3_endpoint", "s3_public_endpoint")

@@ -512,3 +512,43 @@ class CheckpointRecord(Table):
     frontier: Mapped[list[str]]
     text: Mapped[str]
     created_at: Mapped[datetime]
+
+
+# --- webhooks ----------------------------------------------------------------------------------
+
+
+class Webhook(Table):
+    """An address that is told of the ledger's new entries."""
+
+    __tablename__ = "webhooks"
+    __table_args__ = (_one_of("state", ["active", "disabled"]),)
+    id: Mapped[UUID] = _id()
+    project_id: Mapped[UUID] = mapped_column(ForeignKey("projects.id"), index=True)
+    url: Mapped[str]
+    events: Mapped[list[str]]
+    state: Mapped[str]
+    seen: Mapped[int]
+    generation: Mapped[int]
+    rotated_at: Mapped[datetime | None]
+    created_at: Mapped[datetime]
+
+
+class Delivery(Table):
+    """One entry on its way to one webhook."""
+
+    __tablename__ = "deliveries"
+    __table_args__ = (
+        _one_of("state", ["waiting", "delivered", "dead"]),
+        UniqueConstraint("webhook_id", "seq"),
+        Index("ix_deliveries_due", "due_at", postgresql_where=text("state = 'waiting'")),
+    )
+    id: Mapped[UUID] = _id()
+    webhook_id: Mapped[UUID] = mapped_column(ForeignKey("webhooks.id"))
+    seq: Mapped[int] = mapped_column(ForeignKey("ledger_seals.seq"))
+    state: Mapped[str]
+    attempts: Mapped[int]
+    status: Mapped[int | None]
+    error: Mapped[str | None]
+    due_at: Mapped[datetime]
+    created_at: Mapped[datetime]
+    finished_at: Mapped[datetime | None]

@@ -1,9 +1,9 @@
 """What the service may do with the tables, which belong to another role.
 
 Owns the grants: reading and writing everywhere, but of what is written once only reading and
-adding, and deleting only what retention and erasure take away and what helps a round until it ends.
-Whoever runs the service can neither change the past nor take the triggers away. Applied after every
-migration; nothing happens where one role does both.
+adding, and deleting only what retention and erasure take away, deliveries that have ended and what
+helps a round until it ends. Whoever runs the service can neither change the past nor take the
+triggers away. Applied after every migration; nothing happens where one role does both.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from sqlalchemy import Connection, text
 from sqlalchemy.engine import URL
 
 APPEND_ONLY = ("ledger_entries", "ledger_seals", "ledger_checkpoints", "transitions", "manifests")
-DELETABLE = ("evaluations", "idempotent_answers", "objects", "partial_sums")
+DELETABLE = ("deliveries", "evaluations", "idempotent_answers", "objects", "partial_sums")
 RIGHTS = """
     GRANT USAGE ON SCHEMA public TO {role};
     GRANT SELECT, INSERT, UPDATE ON ALL TABLES IN SCHEMA public TO {role};

@@ -18,7 +18,7 @@ from threading import Event, Thread
 from app import wiring
 from app.errors import Unavailable
 from app.wiring import Coordinator
-from workers import clearing, sweep
+from workers import clearing, deliver, sweep
 
 READY = "scheduler ready"
 HEARTBEAT = Path(tempfile.gettempdir()) / "fedselect-scheduler"  # touched after every sweep
@@ -60,6 +60,7 @@ def main() -> None:
     rhythm: list[tuple[Step, float]] = [
         (sweep_and_tell, 1.0),
         (sweep.seal, 1.0),
+        (deliver.deliver, 1.0),
         (clearing.clear, CLEAR_EVERY),
         (sweep.collect, core.settings.gc_every),
     ]

@@ -14,7 +14,7 @@ import numpy as np
 from sqlalchemy import select, text
 
 from app import keys, tables, tenants
-from app.routes import admin, agents, auditing, operations, tenancy
+from app.routes import admin, agents, auditing, hooks, operations, tenancy
 from app.tables import Job
 from app.wiring import Coordinator
 from fedselect import Kind, Mask, ParameterSpace, Role, RunSettings, sending, wire
@@ -81,7 +81,7 @@ def refused(response: httpx.Response, status: int, code: str) -> Json:
 def _is_described(response: httpx.Response) -> bool:
     """Whether the interface's description says that this operation may answer so."""
     asked = response.request
-    for module in (admin, agents, auditing, operations, tenancy):
+    for module in (admin, agents, auditing, hooks, operations, tenancy):
         for route in module.router.routes:
             if asked.method in route.methods and route.path_regex.match(asked.url.path):
                 anywhere = {413, 503}  # too large a body, a server that is away

@@ -9,7 +9,9 @@ from typing import Any
 import pytest
 from fastapi.routing import APIRoute
 
+from app import webhooks
 from app.auth import ROLES, Scope
+from workers import sweep
 
 from .factories import (
     REPORT,
@@ -68,6 +70,14 @@ ALLOWED: dict[str, set[str]] = {
     "GET /v1/keys/{key_id}": AUDITS,
     "POST /v1/keys/{key_id}/rotate": {OWNER},
     "POST /v1/keys/{key_id}/revoke": {OWNER},
+    "POST /v1/webhooks": {OWNER},
+    "GET /v1/webhooks": AUDITS,
+    "GET /v1/webhooks/{webhook_id}": AUDITS,
+    "PATCH /v1/webhooks/{webhook_id}": {OWNER},
+    "POST /v1/webhooks/{webhook_id}/secret": {OWNER},
+    "POST /v1/webhooks/{webhook_id}/test": {OWNER},
+    "GET /v1/webhooks/{webhook_id}/deliveries": AUDITS,
+    "POST /v1/deliveries/{delivery_id}/retry": {OWNER},
     "PATCH /v1/clients/{client_id}": HANDS,
     "POST /v1/enrolments": HANDS,
     "GET /v1/clients": STAFF,
@@ -97,8 +107,9 @@ ALLOWED: dict[str, set[str]] = {
     "GET /v1/ledger/proofs/inclusion": EVERYBODY,
     "GET /v1/ledger/proofs/consistency": EVERYBODY,
 }
+HOOK = {"url": "https://example.org/told", "events": ["round.published"]}
 NOWHERE = "00000000-0000-4000-8000-000000000000"
-LISTS = ["clients", "models", "runs", "jobs", "projects", "keys"]
+LISTS = ["clients", "models", "runs", "jobs", "projects", "keys", "webhooks"]
 
 
 def walk(routes: Iterable[Any]) -> Iterator[APIRoute]:
@@ -157,6 +168,8 @@ def bodies_for(model_id: str, token: str) -> dict[str, Json]:
         "PATCH /v1/projects/{project_id}": {"client_limit": 1000},
         "POST /v1/keys": {"role": VIEWER},
         "POST /v1/keys/{key_id}/rotate": {},
+        "POST /v1/webhooks": HOOK,
+        "PATCH /v1/webhooks/{webhook_id}": {"events": ["run.paused"]},
         "PATCH /v1/clients/{client_id}": {"tags": ["seen"]},
         "POST /v1/models": {"name": "another", "space": make_space().to_json()},
         "POST /v1/models/{model_id}/uploads": file,
@@ -184,6 +197,13 @@ def world(core: Any, api: TestClient) -> World:
     # A round whose cancellation disturbs nobody: that of a second run.
     second = make_run(project, model)
     spare = ok(project.owner.get(f"/v1/runs/{second['id']}/rounds"))["items"]
+    hook = ok(project.owner.post("/v1/webhooks", HOOK), 201)["webhook"]["id"]
+    ok(project.owner.post(f"/v1/webhooks/{hook}/test"), 202)
+    sweep.seal(core)
+    with core.db.transaction("test", "test") as tx:
+        webhooks.follow(tx)
+    query = "SELECT id FROM deliveries WHERE webhook_id = :h ORDER BY seq DESC"
+    ((delivery,), *_) = project.sql(query, h=hook)
     # A job that nobody does.
     space = {"name": "waiting", "space": make_space().to_json()}
     waiting = ok(project.owner.post("/v1/models", space), 201)
@@ -201,6 +221,8 @@ def world(core: Any, api: TestClient) -> World:
             "round_id": spare[0]["id"],
             "job_id": str(due_jobs(project)[0]),
             "project_id": str(project.id),
+            "webhook_id": hook,
+            "delivery_id": str(delivery),
             "key_id": ok(project.owner.post("/v1/keys", {"role": VIEWER}), 201)["info"]["id"],
         },
         bodies_for(model.id, make_token(project)),

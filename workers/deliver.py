@@ -1,0 +1,66 @@
+"""Telling webhooks: what was sealed becomes deliveries, and what is due is sent.
+
+Owns the order of the steps. Nothing is held locked while a receiver thinks; a delivery that was
+sent but not noted is sent again, under the same id, so that the receiver can tell.
+"""
+
+from __future__ import annotations
+
+import logging
+from concurrent.futures import ThreadPoolExecutor
+
+from app import outbound, webhooks
+from app.errors import Refusal
+from app.webhooks import Sending
+from app.wiring import Coordinator
+from fedselect import __version__
+from fedselect.hooks import sign
+
+DELIVERER = 0x5EED_0005  # advisory lock
+AT_ONCE = 32  # deliveries of a step, so that a slow receiver holds up few others
+SENDERS = 8
+ACTOR = "scheduler"
+log = logging.getLogger(__name__)
+
+
+def deliver(core: Coordinator) -> None:
+    """One step: follow the ledger, send what is due."""
+    with core.db.singleton(DELIVERER) as mine:
+        if not mine:
+            return
+        with core.db.transaction(ACTOR, "webhooks.follow") as tx:
+            webhooks.follow(tx)
+        with core.db.transaction(ACTOR, "webhooks.claim") as tx:
+            found = webhooks.claim(tx, limit=AT_ONCE, pepper=core.settings.pepper)
+        if found:
+            with ThreadPoolExecutor(SENDERS) as senders:
+                list(senders.map(lambda sending: _send(core, sending), found))
+
+
+def _send(core: Coordinator, sending: Sending) -> None:
+    status, error = None, None
+    try:
+        status = outbound.post(
+            sending.url, *_message(sending), private=core.settings.webhook_private
+        )
+        error = None if 200 <= status < 300 else f"answered {status}"
+    except Refusal as refusal:
+        error = str(refusal)
+    with core.db.transaction(ACTOR, "webhooks.settle") as tx:
+        webhooks.settle(tx, sending, status=status, error=error)
+
+
+def _message(sending: Sending) -> tuple[bytes, dict[str, str]]:
+    body = sending.notice.model_dump_json().encode()
+    message, timestamp = str(sending.id), int(sending.at.timestamp())
+    signed = (
+        sign(secret, message=message, timestamp=timestamp, body=body) for secret in sending.secrets
+    )
+    headers = {
+        "Content-Type": "application/json",
+        "User-Agent": f"fedselect/{__version__}",
+        "webhook-id": message,
+        "webhook-timestamp": str(timestamp),
+        "webhook-signature": " ".join(signed),
+    }
+    return body, headers
