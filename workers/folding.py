@@ -66,8 +66,8 @@ def begun(
     held = None if known is None else _stored(storage, known, stop - start)
     accumulator = Accumulator(stop - start) if held is None else Accumulator.resume(held)
     for update in updates[GROUP * known.groups if known and held else 0 :]:
-        packed, values = shards.read_update(storage, update, start, stop)
-        accumulator.add(packed, values, update.weight)
+        part = shards.read_update(storage, update, start, stop)
+        accumulator.add(part.packed, part.values, part.weight, part.scales)
         progress()
     return accumulator
 

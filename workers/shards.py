@@ -16,11 +16,11 @@ import numpy.typing as npt
 from app.storage import Storage
 from fedselect import wire
 from fedselect.aggregate import value_range
-from fedselect.deltas import Frames, delta_encoding, scale_counts
+from fedselect.deltas import Frames, delta_encoding
+from fedselect.kernels import Part
 from fedselect.layout import Layout
-from fedselect.masks import ByteVector
 from fedselect.protocol import Manifest, ManifestUpdate
-from fedselect.space import FloatValues, FloatVector
+from fedselect.space import FloatVector
 
 FIRST_READ = 64 * 1024  # covers the head and the tables of all but very large files
 MOST = 512  # heads that are kept; their tables have a few bytes for every 65,536 elements
@@ -37,12 +37,10 @@ class Head(NamedTuple):
 _heads: OrderedDict[str, Head] = OrderedDict()
 
 
-def read_update(
-    storage: Storage, update: ManifestUpdate, start: int, stop: int
-) -> tuple[ByteVector, FloatValues]:
-    """The mask bytes and the shared values of elements [start, stop) of one accepted update.
+def read_update(storage: Storage, update: ManifestUpdate, start: int, stop: int) -> Part:
+    """The mask, the shared values and the weight of elements [start, stop) of an accepted update.
 
-    Of a delta file, the exact decoded deltas in float64.
+    Of a delta file, the codes of the deltas as they are, with their scales.
 
     Raises:
         Missing: a file is not there (any more).
@@ -54,12 +52,14 @@ def read_update(
     if head.lengths is None:
         first, last = value_range(head.rank, start, stop)
         data = _range(storage, update.object, begun, offset + 4 * first, offset + 4 * last)
-        return packed, np.frombuffer(data, dtype="<f4")
+        return Part(packed, np.frombuffer(data, dtype="<f4"), update.weight)
     encoding = delta_encoding(head.layout.metadata["encoding"])
     frames = Frames(encoding, wire.elements_of(head.layout), head.rank, head.lengths)
     first, last = frames.span(start, stop)
     data = _range(storage, update.object, begun, offset + first, offset + last)
-    return packed, frames.decode(data, start, stop).values(scale_counts(packed, stop - start))
+    codes = frames.decode(data, start, stop)
+    scales = codes.scales if encoding == "int8" else None
+    return Part(packed, codes.codes, update.weight, scales)
 
 
 def read_base(storage: Storage, manifest: Manifest, start: int, stop: int) -> FloatVector:
