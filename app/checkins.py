@@ -28,6 +28,7 @@ from app.tables import (
     Version,
 )
 from app.wiring import Coordinator
+from fedselect.evaluations import Evaluation, EvaluationReport
 from fedselect.lifecycle import (
     GATHERING_ROUNDS,
     OPEN_ASSIGNMENTS,
@@ -48,8 +49,6 @@ from fedselect.protocol import (
     CheckIn,
     CheckInAnswer,
     Decline,
-    Evaluation,
-    EvaluationReport,
     MaskInfo,
     Outcome,
     RunBrief,
@@ -92,7 +91,7 @@ def _window(outcome: Outcome | None, policy: RoundPolicy) -> tuple[float, float]
 
 
 def _unable(run: Run, body: CheckIn) -> str | None:
-    encoding = run.settings.get("wire", {}).get("encoding", "f32")
+    encoding = RunSettings.model_validate(run.settings).wire.encoding
     if run.state != RunState.RUNNING or encoding in body.encodings:
         return None
     return (

@@ -25,8 +25,11 @@ def freeze(tx: Tx, run: Run, current: Round) -> int:
     """Write a closing round's manifest; returns the number of shards to aggregate."""
     model = tx.session.get_one(Model, run.model_id)
     base = tx.session.get_one(Version, current.base_version_id)
-    policy = RunSettings.model_validate(run.settings).round
+    settings = RunSettings.model_validate(run.settings)
+    policy, encoding = settings.round, settings.wire.encoding
     manifest = Manifest(
+        format="fedselect-manifest/1" if encoding == "f32" else "fedselect-manifest/2",
+        encoding=encoding,
         run=str(run.id),
         arm=str(current.arm_id),
         round=current.number,

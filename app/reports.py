@@ -16,8 +16,11 @@ from app.db import Tx
 from app.errors import Missing
 from app.tables import Client, Entry, EvaluationRecord, Job, Seal, Version
 from fedselect.audit import KEY_ROTATED
+from fedselect.evaluations import Evaluation
 from fedselect.ledgerdocs import Checkpoint, LedgerEntry, LedgerKeys
-from fedselect.protocol import Evaluation, JobInfo
+from fedselect.protocol import (
+    JobInfo,
+)
 
 
 def evaluations_of(tx: Tx, principal: Principal, run_id: UUID) -> Select[EvaluationRecord]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import dataclass
 from datetime import timedelta
 from uuid import UUID, uuid4
 
@@ -254,8 +255,19 @@ def _follow(tx: Tx, run: Run, ended: Round) -> None:
         _start_evaluation(tx, run, arm)
 
 
-def publish(tx: Tx, lease: jobs.Lease, *, object_key: str, sha256: str, size: int) -> None:
+@dataclass(frozen=True, slots=True)
+class StoredFile:
+    """A file that a worker has put into the store: its key, its SHA-256 (hex), its bytes."""
+
+    key: str
+    sha256: str
+    size: int
+
+
+def publish(tx: Tx, lease: jobs.Lease, file: StoredFile, delta: StoredFile | None = None) -> None:
     """Write a round's new version: the fenced end of its aggregation.
+
+    ``delta`` is the file that leads to it from the version before, if the run's encoding has one.
 
     Raises:
         LeaseLost: another worker holds the job.
@@ -263,7 +275,9 @@ def publish(tx: Tx, lease: jobs.Lease, *, object_key: str, sha256: str, size: in
     """
     run, current = lock_round(tx, lease.subject_id)
     jobs.finish(tx, lease)
-    objects.keep(tx, object_key)
+    for each in (file, delta):
+        if each is not None:
+            objects.keep(tx, each.key)
     version = Version(
         id=uuid4(),
         project_id=run.project_id,
@@ -272,19 +286,28 @@ def publish(tx: Tx, lease: jobs.Lease, *, object_key: str, sha256: str, size: in
         round_id=current.id,
         parent_id=current.base_version_id,
         number=current.number,
-        object_key=object_key,
-        sha256=sha256,
-        size=size,
+        object_key=file.key,
+        sha256=file.sha256,
+        size=file.size,
+        encoding=manifests.load(tx, current.id).encoding,
+        delta_key=delta and delta.key,
+        delta_sha256=delta and delta.sha256,
+        delta_size=delta and delta.size,
         manifest_sha256=manifests.digest(tx, current.id),
         code_version=__version__,
         created_at=tx.now,
     )
     tx.session.add(version)
     tx.session.flush()
-    body = {"number": version.number, "sha256": sha256, "manifest": version.manifest_sha256}
-    subject = f"version:{version.id}"
+    body, subject = _published(version), f"version:{version.id}"
     ledger.append(tx, "version.published", subject, project=run.project_id, body=body)
     advance(tx, run, current, RoundEvent.PUBLISH)
+
+
+def _published(version: Version) -> dict[str, str | int | None]:
+    names = ["number", "sha256", "manifest_sha256"]
+    names += ["encoding", "delta_sha256", "delta_size"] if version.delta_key else []
+    return {name.removesuffix("_sha256"): getattr(version, name) for name in names}
 
 
 def part_done(tx: Tx, lease: jobs.Lease) -> None:

@@ -36,7 +36,12 @@ from fedselect import RoundPolicy, RunSettings, Training, preset_run, wire
 from fedselect.audit import verify_export
 from fedselect.client import Client
 from fedselect.errors import FedSelectError
-from fedselect.protocol import Evaluation, ModelCreate, RunCreate, RunInfo
+from fedselect.evaluations import Evaluation
+from fedselect.protocol import (
+    ModelCreate,
+    RunCreate,
+    RunInfo,
+)
 from fedselect.recompute import manifest_digest, recompute
 from fedselect.tasks import example_clients, load_task
 from fedselect.training import TorchLearner

@@ -12,12 +12,14 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from enum import StrEnum
 from typing import Any
+from uuid import UUID
 
 from pydantic import ValidationError
 
 from fedselect import __version__
 from fedselect.agent_state import AgentFolder, Arm, Credentials, Delivery, Tentative
 from fedselect.client import Client
+from fedselect.deltas import DELTA_ENCODINGS
 from fedselect.errors import (
     FedSelectError,
     MaskError,
@@ -26,22 +28,22 @@ from fedselect.errors import (
     TrainingError,
     WireError,
 )
-from fedselect.exchange import DOWNLOAD_MISMATCH, STORE_REFUSED, TRANSIENT, Retries
+from fedselect.evaluations import EvaluationReport
+from fedselect.exchange import STORE_REFUSED, TRANSIENT, Retries
 from fedselect.feedback import write_update
+from fedselect.fetching import Versions
 from fedselect.lifecycle import SETTLED_ASSIGNMENTS, AssignmentState, RoundState, RunState
 from fedselect.personal import Learner, Participation, PersonalState, derive_seed
 from fedselect.protocol import (
     Assignment,
     CheckInAnswer,
-    EvaluationReport,
     Outcome,
     Registration,
-    VersionInfo,
 )
-from fedselect.space import FloatVector
-from fedselect.wire import UpdateMeta, decode_version
+from fedselect.wire import UpdateMeta
 from fedselect.witness import Witness
 
+ENCODINGS = ("f32", *DELTA_ENCODINGS)
 # What makes this client unable to do one assignment, and leaves everything else as it was.
 _UNABLE = (TrainingError, SpaceError, MaskError, WireError)
 _LOST_ASSIGNMENTS = SETTLED_ASSIGNMENTS - {AssignmentState.ACCEPTED}
@@ -130,6 +132,8 @@ class Agent:
         self._patience = Retries(rng, first=5.0, longest=300.0)
         self._failures = 0
         self._witness = Witness(client, folder)
+        folder.meter = client.control.take
+        self._versions = Versions(client, folder, learner.space)
 
     def run(
         self,
@@ -179,13 +183,19 @@ class Agent:
         pending = self._folder.pending()
         if pending is not None:
             return self._follow(*pending)
-        answer = self._client.check_in(agent_version=__version__)
+        answer = self._check_in(None)
         self._witness.see(answer.checkpoint, working=answer.assignment is not None)
         wait = self._pause(answer)
         if answer.assignment is not None:
             return self._do(answer.assignment, wait)
         ended = answer.run_state in _ENDED_RUNS
-        return Step(StepOutcome.FINISHED if ended else StepOutcome.WAITING, wait)
+        outcome = StepOutcome.FINISHED if ended else StepOutcome.WAITING
+        return Step(outcome, wait, detail=answer.unable or "")
+
+    def _check_in(self, pending: UUID | None) -> CheckInAnswer:
+        return self._client.check_in(
+            pending, __version__, encodings=ENCODINGS, versions=self._folder.versions()
+        )
 
     def _pause(self, answer: CheckInAnswer) -> float:
         return self._rng.uniform(answer.retry_after_min, answer.retry_after_max)
@@ -196,7 +206,7 @@ class Agent:
         """Ask what became of the tentative work, and deliver it if that is still to be done."""
         number = tentative.round
         try:
-            answer = self._client.check_in(tentative.assignment, __version__)
+            answer = self._check_in(tentative.assignment)
         except ServiceError as error:
             if error.code != "not_found":
                 raise
@@ -242,7 +252,6 @@ class Agent:
         done = arm.record.committed
         if done is not None and done.assignment == work.id:
             return Step(StepOutcome.WAITING, wait, work.round, "this assignment is committed")
-        self._folder.forget_versions(but={work.base.sha256, work.origin.sha256})
         try:
             self._check_space(work)
             if work.kind == "train":
@@ -263,7 +272,7 @@ class Agent:
     def _train(self, arm: Arm, work: Assignment) -> Tentative:
         if work.round is None:
             raise TrainingError("an assignment to train needs a round")
-        base = self._version(arm, work.base)
+        base = self._versions.base(arm, work)
         settings = work.run.settings
         before = arm.committed(self._learner.space)
         done = self._learner.participate(
@@ -284,35 +293,24 @@ class Agent:
 
     def _evaluate(self, arm: Arm, work: Assignment, *, wait: float) -> Step:
         space, settings = self._learner.space, work.run.settings
-        base, origin = self._version(arm, work.base), self._version(arm, work.origin)
+        base, origin = self._versions.base(arm, work), self._versions.origin(arm, work)
         state = arm.committed(space)
         if state is None:
             state = PersonalState.start(base, settings.policy.bounds(space)[0])
         scores = self._learner.evaluate(state, base, settings=settings, origin=origin)
+        arm.tally()
         report = {
             "scores": {name: asdict(score) for name, score in scores.items()},
             "participations": state.participations,
             "personal_share": state.merge_mask.share(space),
             "bytes_sent": arm.record.bytes_sent,
             "bytes_received": arm.record.bytes_received,
+            "delta_bytes_received": arm.record.delta_bytes_received,
+            "control_sent": arm.record.control_sent,
+            "control_received": arm.record.control_received,
         }
         self._client.evaluate(work.id, _report(report))
         return Step(StepOutcome.EVALUATED, wait)
-
-    def _version(self, arm: Arm, version: VersionInfo) -> FloatVector:
-        data = self._folder.version(version.sha256)
-        if data is None:
-            download = self._client.download(version.id)
-            if download.sha256 != version.sha256:
-                raise ServiceError(
-                    f"version {version.number}: the download is of another file",
-                    code=DOWNLOAD_MISMATCH,
-                )
-            data = self._client.fetch(download)
-            arm.received(version.sha256, len(data))
-            self._folder.keep_version(data)
-        space = self._learner.space
-        return decode_version(data, space_digest=space.digest, dim=space.dim)
 
     def _decline(self, work: Assignment, reason: str, *, wait: float) -> Step:
         self._client.decline(work.id, reason)

@@ -40,7 +40,9 @@ from fedselect.uploads import UploadReserve
 
 CREDENTIALS, REGISTRATION = "credentials.json", "registration.json"
 CHECKPOINT, LEDGER_KEY = "checkpoint.txt", "ledger-key.txt"
-REMEMBERED = 8  # digests of received versions, so that a repeated download counts once
+Meter = Callable[[], tuple[int, int]]
+_DIGEST = re.compile("[0-9a-f]{64}")
+REMEMBERED = 32  # digests of received versions, so that a repeated download counts once
 
 
 class _Document(BaseModel):
@@ -107,7 +109,12 @@ class Tentative(Delivery):
 
 
 class ArmRecord(_Document):
-    """Where this client stands in one arm; bytes are of update and version files."""
+    """Where this client stands in one arm.
+
+    ``bytes_sent`` are of update files, ``bytes_received`` of version and delta files together.
+    ``control_sent`` and ``control_received`` are what else was exchanged; of a process that was
+    killed, what it exchanged after its last change here is not known.
+    """
 
     format: Literal["fedselect-arm/1"] = "fedselect-arm/1"
     participations: int = 0
@@ -115,6 +122,9 @@ class ArmRecord(_Document):
     tentative: Tentative | None = None
     bytes_sent: int = 0
     bytes_received: int = 0
+    delta_bytes_received: int = 0
+    control_sent: int = 0
+    control_received: int = 0
     received: tuple[str, ...] = ()
 
     def files(self) -> set[str]:
@@ -138,6 +148,7 @@ class AgentFolder:
         path.chmod(0o700)  # it may have been there with another mode
         self._lock = _lock(path / "lock")
         self._head: str | None = None
+        self.meter: Meter = lambda: (0, 0)
         self._versions, self._arms = path / "versions", path / "arms"
         for folder in (self._versions, self._arms):
             _make(folder)
@@ -209,11 +220,17 @@ class AgentFolder:
 
     def version(self, sha256: str) -> bytes | None:
         """A kept version file, None if it has to be fetched."""
-        if not re.fullmatch("[0-9a-f]{64}", sha256):  # the service chose it, and it names a file
+        if not _DIGEST.fullmatch(sha256):  # the service chose it, and it names a file
             return None
         path = self._versions / sha256
         data = path.read_bytes() if path.exists() else b""
         return data if hashlib.sha256(data).hexdigest() == sha256 else None
+
+    def versions(self) -> list[str]:
+        """Digests of the version files that are here."""
+        return sorted(
+            path.name for path in self._versions.iterdir() if _DIGEST.fullmatch(path.name)
+        )
 
     def keep_version(self, data: bytes) -> None:
         """Keep a version file for the next use; if it is lost or torn, it is fetched again."""
@@ -230,22 +247,25 @@ class AgentFolder:
         """The state in one arm."""
         path = self._arms / str(arm_id)
         _make(path)
-        return Arm(path)
+        return Arm(path, self.meter)
 
     def pending(self) -> tuple[Arm, Tentative] | None:
         """The tentative work that waits for its outcome, with its arm."""
         for path in sorted(self._arms.iterdir()):
-            arm = Arm(path)
+            arm = Arm(path, self.meter)
             if arm.record.tentative is not None:
                 return arm, arm.record.tentative
         return None
 
 
 class Arm:
-    """One arm's state. ``record`` is what ``arm.json`` says; every change replaces both."""
+    """One arm's state. ``record`` is what ``arm.json`` says; every change replaces both.
 
-    def __init__(self, path: Path) -> None:
-        self._path = path
+    ``meter`` gives the bytes of control traffic, sent and received, since it was last asked.
+    """
+
+    def __init__(self, path: Path, meter: Meter) -> None:
+        self._path, self._meter = path, meter
         self.record = _read(path / "arm.json", ArmRecord) or ArmRecord()
         self._sweep()
 
@@ -276,12 +296,21 @@ class Arm:
             raise _corrupt(path)
         return file, found
 
-    def received(self, sha256: str, size: int) -> None:
-        """Count a version file; called before it is kept, so that no crash loses or doubles it."""
-        if sha256 not in self.record.received:
-            recent = (*self.record.received, sha256)[-REMEMBERED:]
-            total = self.record.bytes_received + size
-            self._change(bytes_received=total, received=recent)
+    def received(self, sha256: str, size: int, *, delta: bool = False) -> None:
+        """Count a version or delta file; called before what it gives is kept, so that no crash
+        loses or doubles it.
+        """
+        before = self.record
+        if sha256 not in before.received:
+            self._change(
+                bytes_received=before.bytes_received + size,
+                delta_bytes_received=before.delta_bytes_received + (size if delta else 0),
+                received=(*before.received, sha256)[-REMEMBERED:],
+            )
+
+    def tally(self) -> None:
+        """Count the control traffic up to now."""
+        self._change()
 
     def hold(self, delivery: Delivery, *, state: bytes, update: bytes) -> Tentative:
         """Keep new work as tentative: the state that would follow and the update to send."""
@@ -320,6 +349,9 @@ class Arm:
         self._sweep()
 
     def _change(self, **changes: object) -> None:
+        sent, received = self._meter()
+        changes["control_sent"] = self.record.control_sent + sent
+        changes["control_received"] = self.record.control_received + received
         record = self.record.model_copy(update=changes)
         _write(self._path / "arm.json", record)
         self.record = record

@@ -24,8 +24,9 @@ from rich.table import Table
 
 import fedselect
 from fedselect import audit, wire
-from fedselect.deltas import Frames, delta_encoding
+from fedselect.deltas import Frames, Ranks, delta_encoding, dense_rank
 from fedselect.errors import FedSelectError, WireError
+from fedselect.layout import read_step_layout
 from fedselect.maskcoding import decode_mask
 from fedselect.masks import BLOCK, Mask, packed_size
 
@@ -192,7 +193,7 @@ def _show(facts: dict[str, str], *, title: str) -> None:
 
 # --- wire --------------------------------------------------------------------------------------
 
-wire_app = typer.Typer(help="Look into update and version files.", no_args_is_help=True)
+wire_app = typer.Typer(help="Look into update, version and delta files.", no_args_is_help=True)
 
 
 @wire_app.callback()
@@ -202,7 +203,7 @@ def _wire() -> None:
 
 @wire_app.command("inspect")
 def wire_inspect(file: File, as_json: AsJson = False) -> None:
-    """Show what an update or version file holds, and check all that can be checked without a run.
+    """Show what an update, version or delta file holds, and check what can be without a run.
 
     Exit code 1 and an error code if the file is not valid (docs/WIRE.md).
     """
@@ -240,7 +241,7 @@ def inspect_file(path: Path) -> dict[str, Any]:
         file.seek(0)
         digest = hashlib.file_digest(file, "sha256").hexdigest()
     data: Bytes = np.memmap(path, dtype=np.uint8, mode="r")
-    if layout.metadata["format"] == wire.CODED_FORMAT:
+    if "lengths" in layout.sections:
         mask = _inspect_deltas(data, layout)
     else:
         values = _section(data, layout, "values").view("<f4")
@@ -261,11 +262,12 @@ def inspect_file(path: Path) -> dict[str, Any]:
 
 
 def _any_layout(head: bytes) -> wire.Layout:
-    try:
-        return wire.read_update_layout(head)
-    except WireError as error:
-        if error.code != "format_unknown":
-            raise
+    for read in (wire.read_update_layout, read_step_layout):
+        try:
+            return read(head)
+        except WireError as error:
+            if error.code != "format_unknown":
+                raise
     return wire.read_version_layout(head)
 
 
@@ -298,7 +300,10 @@ def _inspect_mask(data: Bytes, layout: wire.Layout) -> dict[str, Any]:
 
 def _inspect_deltas(data: Bytes, layout: wire.Layout) -> dict[str, Any]:
     elements = wire.elements_of(layout)
-    ranks = _section(data, layout, "block_rank").view("<u8")
+    of_version = "block_rank" not in layout.sections
+    ranks: Ranks = dense_rank(elements)
+    if not of_version:
+        ranks = _section(data, layout, "block_rank").view("<u8")
     lengths = _section(data, layout, "lengths").view("<u4")
     frames = Frames(delta_encoding(layout.metadata["encoding"]), elements, ranks, lengths)
     payload = _section(data, layout, "values")
@@ -308,6 +313,8 @@ def _inspect_deltas(data: Bytes, layout: wire.Layout) -> dict[str, Any]:
         stop = min(start + BLOCK, elements)
         first, last = frames.span(start, stop)
         frames.decode(payload[first:last].tobytes(), start, stop)
+    if of_version:
+        return {"elements": elements}
     if "mask" in layout.sections:
         _inspect_coded_mask(_section(data, layout, "mask").tobytes(), elements, ranks)
     shared = int(ranks[-1])
@@ -320,7 +327,7 @@ def _inspect_deltas(data: Bytes, layout: wire.Layout) -> dict[str, Any]:
     }
 
 
-def _inspect_coded_mask(sent: bytes, elements: int, ranks: Bytes) -> None:
+def _inspect_coded_mask(sent: bytes, elements: int, ranks: Ranks) -> None:
     try:
         mask = decode_mask(elements, sent)
     except WireError as error:

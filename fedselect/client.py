@@ -14,6 +14,7 @@ import random
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from contextlib import aclosing, closing
+from dataclasses import dataclass
 from typing import Any, Self, TypeVar
 
 import httpx
@@ -51,8 +52,28 @@ def _unsigned(value: object) -> object:
 logging.getLogger("httpx").addFilter(_Discreet())
 
 
+@dataclass(slots=True)
+class Control:
+    """Bytes of HTTP that are no file: the coordinator's documents, and the headers of all calls.
+
+    As the messages are in HTTP/1.1, without the layers below; what a retry sends counts again.
+    """
+
+    sent: int = 0
+    received: int = 0
+
+    def take(self) -> tuple[int, int]:
+        """Sent and received since this was last asked."""
+        taken = (self.sent, self.received)
+        self.sent = self.received = 0
+        return taken
+
+
 class _Connected(Operations):
-    """A coordinator's address and the key for it; retries jitter unless they are given."""
+    """A coordinator's address and the key for it; retries jitter unless they are given.
+
+    ``control`` counts what was exchanged besides files.
+    """
 
     def __init__(self, server: str, *, key: str | None, retries: Retries | None) -> None:
         super().__init__(retries or Retries(random.SystemRandom()))
@@ -62,27 +83,40 @@ class _Connected(Operations):
                 "the key has characters that no key has; was it copied whole?", code="key_invalid"
             )
         self._key = key
+        self.control = Control()
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.server!r})"
 
     def _request(self, ask: Ask) -> httpx.Request:
-        if ask.signed:
-            return httpx.Request(ask.method, ask.url, headers=ask.headers, content=ask.content)
-        url = self.server + ask.url
+        url = ask.url if ask.signed else self.server + ask.url
         request = httpx.Request(ask.method, url, headers=ask.headers, content=ask.content)
-        request.headers["Accept"] = "application/json"
-        request.headers["User-Agent"] = f"fedselect/{__version__}"
-        if self._key is not None:
-            request.headers["Authorization"] = f"Bearer {self._key}"
+        if not ask.signed:
+            request.headers["Accept"] = "application/json"
+            request.headers["User-Agent"] = f"fedselect/{__version__}"
+            if self._key is not None:
+                request.headers["Authorization"] = f"Bearer {self._key}"
+        line = len(request.method) + 1 + len(request.url.raw_path)
+        self.control.sent += _head_size(line, request.headers)
+        self.control.sent += 0 if ask.signed else len(ask.content or b"")
         return request
 
-    def _reply(self, response: httpx.Response, body: bytes, *, limit: int) -> Reply:
+    def _reply(self, response: httpx.Response, body: bytes, *, ask: Ask) -> Reply:
+        self.control.received += _head_size(len(response.reason_phrase) + 4, response.headers)
+        self.control.received += 0 if ask.signed else len(body)
         if self._key is not None and response.is_error:
             # A proxy's error page may repeat our request.
             body = body.replace(self._key.encode(), b"[key]")
         headers = {name.lower(): value for name, value in response.headers.items()}
-        return Reply(response.status_code, headers, body[:limit], cut=len(body) > limit)
+        return Reply(response.status_code, headers, body[: ask.limit], cut=len(body) > ask.limit)
+
+
+def _head_size(line: int, headers: httpx.Headers) -> int:
+    """Bytes of a message before its body, of which ``line`` are in the first line beside the
+    version and the end.
+    """
+    fields = sum(len(name) + len(value) + 4 for name, value in headers.raw)
+    return line + len(" HTTP/1.1\r\n") + fields + len("\r\n")
 
 
 def _address(server: str) -> str:
@@ -147,7 +181,7 @@ class Client(_Connected):
     def _send(self, ask: Ask) -> Reply:
         try:
             with closing(self._http.send(self._request(ask), stream=True)) as response:
-                return self._reply(response, _read(response, ask.limit), limit=ask.limit)
+                return self._reply(response, _read(response, ask.limit), ask=ask)
         except (httpx.RequestError, httpx.InvalidURL) as error:
             return _nothing(error)
 
@@ -204,7 +238,7 @@ class AsyncClient(_Connected):
         try:
             response = await self._http.send(self._request(ask), stream=True)
             async with aclosing(response):
-                return self._reply(response, await _aread(response, ask.limit), limit=ask.limit)
+                return self._reply(response, await _aread(response, ask.limit), ask=ask)
         except (httpx.RequestError, httpx.InvalidURL) as error:
             return _nothing(error)
 

@@ -1,7 +1,7 @@
-"""The head of an update or version file: what it says of itself, and where its sections lie.
+"""The head of an update, version or delta file: what it says of itself, and where its sections lie.
 
 Owns the container of docs/WIRE.md: the length, the one spelling of the header, the closed schema of
-the formats. Must not know what the sections mean (``wire``).
+every format. Must not know what the sections mean (``wire``).
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from fedselect.errors import WireError
 UPDATE_FORMAT = "fedselect-update/1"  # trained values in float32
 CODED_FORMAT = "fedselect-update/2"  # encoded deltas in frames
 VERSION_FORMAT = "fedselect-version/1"
+STEP_FORMAT = "fedselect-delta/1"
 HEADER_CAP = 256 * 1024
 UPDATE_FIELDS = [
     "assignment",
@@ -31,6 +32,7 @@ UPDATE_FIELDS = [
 ]
 CODED_FIELDS = sorted([*UPDATE_FIELDS, "elements"])
 VERSION_FIELDS = ["format", "space"]
+STEP_FIELDS = ["base", "elements", "encoding", "format", "result", "space"]
 _SIZES = {"F32": 4, "U8": 1, "U32": 4, "U64": 8}
 
 
@@ -55,6 +57,7 @@ _UPDATES = {
     ),
 }
 _VERSIONS = {VERSION_FORMAT: _Schema(VERSION_FIELDS, {"values": "F32"})}
+_STEPS = {STEP_FORMAT: _Schema(STEP_FIELDS, {"lengths": "U32", "values": "U8"})}
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,6 +124,15 @@ def read_version_layout(head: bytes) -> Layout:
         WireError: not exactly the closed schema of docs/WIRE.md.
     """
     return _layout(head, _VERSIONS)
+
+
+def read_step_layout(head: bytes) -> Layout:
+    """Parse a delta file's head.
+
+    Raises:
+        WireError: not exactly the closed schema of docs/WIRE.md.
+    """
+    return _layout(head, _STEPS)
 
 
 def _layout(head: bytes, schemas: Mapping[str, _Schema]) -> Layout:

@@ -7,7 +7,7 @@ Owns paths, documents and names of the calls. How a call is tried is ``exchange`
 from __future__ import annotations
 
 import functools
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MethodType
 from typing import TYPE_CHECKING, Any, Concatenate, Generic, ParamSpec, Self, TypeVar, overload
@@ -16,6 +16,7 @@ from uuid import UUID
 from pydantic import BaseModel
 
 from fedselect import exchange, sending
+from fedselect.evaluations import Evaluation, EvaluationReport
 from fedselect.exchange import Flow, Retries
 from fedselect.ledgerdocs import (
     Checkpoint,
@@ -25,6 +26,7 @@ from fedselect.ledgerdocs import (
     LedgerKeys,
 )
 from fedselect.protocol import (
+    MOST_HELD,
     Answer,
     CheckIn,
     CheckInAnswer,
@@ -33,8 +35,6 @@ from fedselect.protocol import (
     Download,
     EnrolmentCreate,
     Enrolments,
-    Evaluation,
-    EvaluationReport,
     JobInfo,
     ManifestDocument,
     ModelCreate,
@@ -163,9 +163,23 @@ class Operations:
         )
 
     @operation
-    def check_in(self, pending: UUID | None = None, agent_version: str = "") -> Flow[CheckInAnswer]:
-        """Ask for work, and for the outcome of ``pending``."""
-        body = CheckIn(pending=pending, agent_version=agent_version)
+    def check_in(
+        self,
+        pending: UUID | None = None,
+        agent_version: str = "",
+        *,
+        encodings: Sequence[str] = ("f32",),
+        versions: Sequence[str] = (),
+    ) -> Flow[CheckInAnswer]:
+        """Ask for work that can be done in one of these ``encodings``, and for the outcome of
+        ``pending``; ``versions`` are the digests of version files that need not be fetched whole.
+        """
+        body = CheckIn(
+            pending=pending,
+            agent_version=agent_version,
+            encodings=list(encodings),
+            versions=list(versions)[:MOST_HELD],
+        )
         return self._post("/v1/check-ins", CheckInAnswer, body=body)
 
     @operation

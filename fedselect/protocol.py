@@ -7,11 +7,19 @@ refused in requests and ignored in answers. Must not know HTTP, rows or storage.
 from __future__ import annotations
 
 from datetime import datetime
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal
 from uuid import UUID
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    StringConstraints,
+    model_serializer,
+)
 
+from fedselect.deltas import Encoding
 from fedselect.lifecycle import AssignmentState, RoundState, RunState
 from fedselect.masks import BLOCK
 from fedselect.policies import RunSettings
@@ -19,6 +27,7 @@ from fedselect.policies import RunSettings
 MAX_UPLOAD = 5 * 1024**3  # bytes of the largest file
 MULTIPART_FROM = 16 * 1024**2  # bytes from which on a file is sent in parts
 PART_SIZE = 8 * 1024**2  # bytes of a part; S3 wants at least 5 MiB of all but the last
+MOST_HELD = 64  # version files that a check-in may name
 MAX_PARTS = 1000  # of one file; one list call names them all
 Name = Annotated[
     str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", min_length=1, max_length=64)
@@ -106,7 +115,9 @@ class VersionInfo(Answer):
     number: int
     sha256: str = Field(description="Digest of the version file.")
     size: int = Field(description="Bytes of the version file.")
-    encoding: str = Field("f32", description="How clients and this version encode what they add.")
+    encoding: Encoding = Field(
+        "f32", description="How the updates behind it and its delta are written."
+    )
     delta_sha256: str | None = Field(
         None, description="Digest of the file that leads from its parent to it, if there is one."
     )
@@ -176,7 +187,7 @@ class CheckIn(Request):
     )
     versions: list[Sha256] = Field(
         [],
-        max_length=64,
+        max_length=MOST_HELD,
         description="Digests of the version files that it holds, so that it need not fetch all.",
     )
 
@@ -253,45 +264,6 @@ class Decline(Request):
     """The client cannot do this assignment."""
 
     reason: Reason = ""
-
-
-class ScoreReport(Request):
-    """One model's result on the client's own held-out examples."""
-
-    correct: Count
-    total: Count = Field(ge=1)
-    loss: float = Field(ge=0, allow_inf_nan=False)
-
-    @model_validator(mode="after")
-    def _no_more_than_all(self) -> Self:
-        if self.correct > self.total:
-            raise ValueError(f"{self.correct} correct of {self.total} examples")
-        return self
-
-
-class EvaluationReport(Request):
-    """Numbers only: scores by what was evaluated, and what the client spent."""
-
-    scores: dict[Literal["local_only", "global", "pre", "post"], ScoreReport]
-    participations: Count
-    personal_share: float = Field(ge=0, le=1, allow_inf_nan=False)
-    bytes_sent: Count = Field(description="Update files, as sent.")
-    bytes_received: Count = Field(description="Version files, as received.")
-
-
-class Evaluation(Answer):
-    """A client's evaluation of a version, as the coordinator keeps it."""
-
-    client_id: UUID
-    client_name: str
-    version_id: UUID
-    version_number: int
-    scores: dict[str, ScoreReport]
-    participations: int
-    personal_share: float
-    bytes_sent: int
-    bytes_received: int
-    created_at: datetime
 
 
 # --- runs and rounds ---------------------------------------------------------------------------
@@ -379,9 +351,11 @@ class Manifest(Answer):
 
     Its digest is SHA-256 over canonical JSON (RFC 8785). The updates stand in the order of
     acceptance; they are summed in groups of ``group`` and the group sums folded from the left.
+    Format 1 is of runs that exchange float32 values, and says nothing of an encoding.
     """
 
-    format: Literal["fedselect-manifest/1"] = "fedselect-manifest/1"
+    format: Literal["fedselect-manifest/1", "fedselect-manifest/2"] = "fedselect-manifest/1"
+    encoding: Encoding = "f32"
     run: str
     arm: str
     round: int
@@ -394,6 +368,14 @@ class Manifest(Answer):
     group: int
     shard: int
     updates: list[ManifestUpdate]
+
+    # Not annotated: pydantic then describes the fields in OpenAPI, and not what this returns.
+    @model_serializer(mode="wrap")
+    def _as_its_format_says(self, handler: SerializerFunctionWrapHandler):  # type: ignore[no-untyped-def]
+        document: dict[str, Any] = handler(self)
+        if self.format == "fedselect-manifest/1":
+            del document["encoding"]
+        return document
 
 
 class ManifestDocument(Answer):

@@ -9,9 +9,12 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable
 
+import numpy as np
+
 from fedselect import wire
 from fedselect.aggregate import Contribution, reference
 from fedselect.audit import canonical_json
+from fedselect.deltafiles import step
 from fedselect.errors import LedgerError
 from fedselect.masks import Mask
 from fedselect.protocol import Manifest, ManifestUpdate
@@ -31,13 +34,24 @@ def recompute(manifest: Manifest, read: Read) -> bytes:
         LedgerError: a file is not the one that the manifest names.
         WireError: a file is malformed.
     """
-    base = wire.decode_version(
-        _checked(read, manifest.base_object, manifest.base_sha256),
-        space_digest=manifest.space,
-        dim=manifest.elements,
-    )
+    return recompute_files(manifest, read)[0]
+
+
+def recompute_files(manifest: Manifest, read: Read) -> tuple[bytes, bytes | None]:
+    """The version file, and in a run of deltas the delta file that leads to it; see
+    :func:`recompute`.
+
+    How DEFLATE finds its codes is not fixed: another build of zlib may write a delta file in other
+    bytes, which lead to the same version.
+    """
+    version = _checked(read, manifest.base_object, manifest.base_sha256)
+    base = wire.decode_version(version, space_digest=manifest.space, dim=manifest.elements)
     parts = [_contribution(manifest, update, read) for update in manifest.updates]
-    return wire.encode_version(manifest.space, reference(base, parts, manifest.min_contributors))
+    k, encoding = manifest.min_contributors, manifest.encoding
+    if encoding == "f32":
+        return wire.encode_version(manifest.space, reference(base, parts, k)), None
+    mean = reference(np.zeros_like(base), parts, k)
+    return step(version, mean, space=manifest.space, encoding=encoding)
 
 
 def _contribution(manifest: Manifest, update: ManifestUpdate, read: Read) -> Contribution:

@@ -9,8 +9,12 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
+import numpy as np
+
 from fedselect.aggregate import Contribution, aggregate
+from fedselect.deltafiles import step
 from fedselect.errors import FedSelectError, SpaceError
+from fedselect.feedback import write_update
 from fedselect.masks import Mask
 from fedselect.personal import Participation, PersonalState, Score, derive_seed
 from fedselect.policies import RunSettings
@@ -22,7 +26,7 @@ from fedselect.wire import (
     UpdateMeta,
     UpdatePlan,
     decode_update,
-    encode_update,
+    decode_version,
     encode_version,
     file_digest,
 )
@@ -36,9 +40,9 @@ class Simulation:
     """What a simulated run leaves behind; the mappings are keyed by client name.
 
     ``versions`` are the SHA-256 (hex) of the version files, index 0 the start; ``values`` (D,) is
-    the last version. ``bytes_up`` counts update files; ``bytes_down`` the version files a client
-    fetches, one per round and the last one. ``personal`` is the personal share (0 to 1) of the
-    mask of the last upload.
+    the last version. ``bytes_up`` counts update files; ``bytes_down`` what a client fetches to hold
+    every version: the first one's file, then that of the next or the delta to it. ``personal`` is
+    the personal share (0 to 1) of the mask of the last upload.
     """
 
     space: ParameterSpace
@@ -116,7 +120,8 @@ class _Coordinator:
         self.values = first.initial()
         self.versions: list[str] = []
         self.published_bytes = 0
-        self._record()
+        self._file = b""
+        self._record(encode_version(self.space.digest, self.values))
 
     def publish(self, accepted: Sequence[Update], settings: RunSettings) -> None:
         """Aggregate a round's updates in the order accepted."""
@@ -125,13 +130,19 @@ class _Coordinator:
             Contribution(u.mask, u.values, float(u.meta.examples) if by_examples else 1.0)
             for u in accepted
         ]
-        self.values = aggregate(self.values, parts, settings.round.min_contributors)
-        self._record()
+        k, encoding = settings.round.min_contributors, settings.wire.encoding
+        if encoding == "f32":
+            values = aggregate(self.values, parts, k)
+            self._record(encode_version(self.space.digest, values))
+        else:
+            mean = aggregate(np.zeros_like(self.values), parts, k)
+            self._record(*step(self._file, mean, space=self.space.digest, encoding=encoding))
 
-    def _record(self) -> None:
-        file = encode_version(self.space.digest, self.values)
+    def _record(self, file: bytes, delta: bytes | None = None) -> None:
+        self._file = file
+        self.values = decode_version(file, space_digest=self.space.digest, dim=self.space.dim)
         self.versions.append(file_digest(file))
-        self.published_bytes += len(file)
+        self.published_bytes += len(file) if delta is None else min(len(delta), len(file))
 
 
 class _Client:
@@ -151,10 +162,17 @@ class _Client:
         result = self.learner.participate(
             self._state, coordinator.values, settings=settings, seed=seed
         )
-        version = coordinator.versions[-1]
-        data = self._encode(result, number, version)
-        update = decode_update(data, self._plan(settings, number, version))
-        self._state = result.state
+        meta = self._meta(coordinator, settings, result, number=number)
+        data, state = write_update(
+            meta,
+            result,
+            base=coordinator.values,
+            before=self._state,
+            known=self._known,
+            send_mask=meta.mask_version > self._mask_version,
+        )
+        update = decode_update(data, self._plan(meta, settings))
+        self._state = state
         self._known, self._mask_version = update.mask, update.meta.mask_version
         self.bytes_up += len(data)
         return update
@@ -165,27 +183,34 @@ class _Client:
             raise FedSelectError(f"client {self.name!r} has not taken part")
         return self._state
 
-    def _encode(self, result: Participation, number: int, version: str) -> bytes:
-        send_mask = result.mask != self._known
-        meta = UpdateMeta(
+    def _meta(
+        self,
+        coordinator: _Coordinator,
+        settings: RunSettings,
+        result: Participation,
+        *,
+        number: int,
+    ) -> UpdateMeta:
+        return UpdateMeta(
             space=self.learner.space.digest,
             run=RUN,
             round=number,
             assignment=f"{self.name}/{number}",
-            base_version=version,
-            mask_version=self._mask_version + send_mask,
+            base_version=coordinator.versions[-1],
+            mask_version=self._mask_version + (result.mask != self._known),
             examples=result.examples,
+            encoding=settings.wire.encoding,
         )
-        return encode_update(meta, result.theta, mask=result.mask, send_mask=send_mask)
 
-    def _plan(self, settings: RunSettings, number: int, version: str) -> UpdatePlan:
+    def _plan(self, meta: UpdateMeta, settings: RunSettings) -> UpdatePlan:
         lower, upper = settings.policy.bounds(self.learner.space)
         return UpdatePlan(
-            space=self.learner.space.digest,
-            run=RUN,
-            round=number,
-            assignment=f"{self.name}/{number}",
-            base_version=version,
+            space=meta.space,
+            run=meta.run,
+            round=meta.round,
+            assignment=meta.assignment,
+            base_version=meta.base_version,
+            encoding=settings.wire.encoding,
             lower=lower,
             upper=upper,
             known_mask=self._known,

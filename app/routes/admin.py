@@ -13,12 +13,12 @@ from app.db import Tx
 from app.routes import problems
 from app.tables import Client, EvaluationRecord, Job, Model, Round, Run, Version
 from app.web import Call, IfMatch, Page, Paged, check_match, etag, page, require
+from fedselect.evaluations import Evaluation
 from fedselect.lifecycle import RunEvent
 from fedselect.protocol import (
     ClientInfo,
     EnrolmentCreate,
     Enrolments,
-    Evaluation,
     JobInfo,
     ManifestDocument,
     ModelCreate,

@@ -12,13 +12,12 @@ from app.auth import Scope
 from app.db import Tx
 from app.routes import problems
 from app.web import Call, public, require
+from fedselect.evaluations import Evaluation, EvaluationReport
 from fedselect.protocol import (
     CheckIn,
     CheckInAnswer,
     Decline,
     Download,
-    Evaluation,
-    EvaluationReport,
     Outcome,
     Registered,
     Registration,

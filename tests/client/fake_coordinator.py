@@ -20,7 +20,9 @@ import httpx
 import numpy as np
 from pydantic import BaseModel
 
-from fedselect import protocol, uploads, wire
+from fedselect import evaluations, protocol, uploads, wire
+from fedselect.deltafiles import step
+from fedselect.deltas import DeltaEncoding
 from fedselect.lifecycle import AssignmentState, RoundState, RunState
 from fedselect.masks import Mask
 from fedselect.personal import Participation, PersonalState, Score
@@ -121,11 +123,13 @@ class Coordinator:
     sent: dict[UUID, set[str]] = field(default_factory=dict)
     published: list[int] = field(default_factory=list)
     mask: tuple[int, Mask] | None = None
-    evaluation: protocol.EvaluationReport | None = None
+    evaluation: evaluations.EvaluationReport | None = None
     run_state: RunState = RunState.RUNNING
     at_once: int = 64
     space_digest: str = SPACE.digest
     ledger: Ledger = field(default_factory=Ledger)
+    delta: DeltaEncoding | None = None  # of what versions add to each other
+    steps: list[bytes] = field(default_factory=list)  # the file that leads from n to n + 1
 
     def __post_init__(self) -> None:
         start = np.linspace(-1, 1, SPACE.dim).astype(np.float32)
@@ -185,6 +189,8 @@ class Coordinator:
         name = request.url.path.strip("/")
         if "authorization" in request.headers or request.url.params["signature"] != "s+g=":
             return refusal("SignatureDoesNotMatch")
+        if request.method == "GET" and name not in self.objects:
+            return httpx.Response(404, text="<Error><Code>NoSuchKey</Code></Error>")
         if request.method == "GET":
             return httpx.Response(200, content=self.objects[name])
         announced, body = self.signed[name], request.content
@@ -225,7 +231,7 @@ class Coordinator:
         return answer(
             200,
             protocol.CheckInAnswer(
-                assignment=work and self._document(work),
+                assignment=work and self._document(work, body.versions),
                 pending=pending,
                 retry_after_min=2,
                 retry_after_max=6,
@@ -237,10 +243,12 @@ class Coordinator:
     def _download(self, number: int) -> httpx.Response:
         data = self.files[number]
         self.objects[f"version/{number}"] = data
-        url = f"{STORE}/version/{number}?signature={quote('s+g=')}"
+        return answer(200, self._signed(f"version/{number}", data))
+
+    def _signed(self, name: str, data: bytes) -> protocol.Download:
+        url = f"{STORE}/{name}?signature={quote('s+g=')}"
         digest = wire.file_digest(data)
-        document = protocol.Download(url=url, sha256=digest, size=len(data), expires_at=NOW)
-        return answer(200, document)
+        return protocol.Download(url=url, sha256=digest, size=len(data), expires_at=NOW)
 
     def _reserve(self, row: Row, request: httpx.Request) -> httpx.Response:
         body = uploads.UploadReserve.model_validate_json(request.content)
@@ -291,9 +299,9 @@ class Coordinator:
     def _evaluate(self, row: Row, request: httpx.Request) -> httpx.Response:
         if row.state is not A.ASSIGNED:
             return problem(409, f"assignment_{row.state.value}")
-        report = protocol.EvaluationReport.model_validate_json(request.content)
+        report = evaluations.EvaluationReport.model_validate_json(request.content)
         self.evaluation, row.state, self.run_state = report, A.ACCEPTED, RunState.FINISHED
-        document = protocol.Evaluation(
+        document = evaluations.Evaluation(
             client_id=known_id("ward-7"),
             client_name="ward-7",
             version_id=UUID(int=row.base),
@@ -364,8 +372,14 @@ class Coordinator:
             self.files[row.base], space_digest=SPACE.digest, dim=SPACE.dim
         ).copy()
         shared = ~plan.known_mask.to_bool() if plan.known_mask else np.ones(SPACE.dim, bool)
-        base[shared] = 0.5 * (base[shared] + values)
-        self._add_version(base)
+        mean = np.zeros_like(base)
+        mean[shared] = 0.5 * (values - base[shared])
+        if self.delta is None:
+            self._add_version(base + mean)
+        else:
+            made = step(self.files[row.base], mean, space=SPACE.digest, encoding=self.delta)
+            self.files.append(made[0])
+            self.steps.append(made[1])
         self.published.append(row.round or 0)
 
     def _add_version(self, values: FloatVector) -> None:
@@ -388,7 +402,7 @@ class Coordinator:
         self.rows.append(row)
         return row
 
-    def _document(self, row: Row) -> protocol.Assignment:
+    def _document(self, row: Row, held: list[str]) -> protocol.Assignment:
         version = self.mask and protocol.MaskInfo(version=self.mask[0], sha256=self.mask[1].digest)
         return protocol.Assignment(
             id=row.id,
@@ -400,10 +414,25 @@ class Coordinator:
             state=row.state,
             space_digest=self.space_digest,
             base=self._info(row.base),
+            deltas=self._chain(row.base, held),
             origin=self._info(0),
             mask=version,
             deadline=NOW,
         )
+
+    def _chain(self, number: int, held: list[str]) -> list[protocol.DeltaDownload] | None:
+        """Deltas from the newest version that the agent has; small ones need not pay off here."""
+        digests = [wire.file_digest(data) for data in self.files]
+        known = [n for n in range(number + 1) if digests[n] in held]
+        if not known or (self.delta is None and known[-1] != number):
+            return None
+        chain = []
+        for n in range(known[-1], number):
+            self.objects[f"delta/{n}"] = self.steps[n]
+            download = self._signed(f"delta/{n}", self.steps[n])
+            link = {"base": digests[n], "result": digests[n + 1], "download": download}
+            chain.append(protocol.DeltaDownload.model_validate(link))
+        return chain
 
     def _info(self, number: int) -> protocol.VersionInfo:
         data = self.files[number]

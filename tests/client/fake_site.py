@@ -23,6 +23,7 @@ from fedselect.personal import PersonalState
 from .fake_coordinator import SERVER, SPACE, TOKEN, Coordinator, TinyLearner, known_id
 
 NAME = "ward-7"
+NO_CONTROL = {"control_sent": 0, "control_received": 0}  # depends on how often one asks
 O = StepOutcome  # noqa: E741
 
 
@@ -44,11 +45,13 @@ class Life:
     cut: Callable[[str], None] = lambda where: None
     steps: list[Step] = field(default_factory=list)
     waits: list[float] = field(default_factory=list)
+    answers: list[httpx.Response] = field(default_factory=list)
 
     def handle(self, request: httpx.Request) -> httpx.Response:
         where = f"{request.method} {request.url.path}"
         self.cut(f"before {where}")
         response = self.other(request)
+        self.answers.append(response)
         self.cut(f"after {where}")
         return response
 
@@ -81,9 +84,10 @@ class Life:
     def arm(self) -> Path:
         return self.path / "arms" / str(known_id("arm"))
 
-    def record(self) -> ArmRecord:
+    def record(self, **changes: object) -> ArmRecord:
         path = self.arm / "arm.json"
-        return ArmRecord.model_validate_json(path.read_bytes()) if path.exists() else ArmRecord()
+        found = ArmRecord.model_validate_json(path.read_bytes()) if path.exists() else ArmRecord()
+        return found.model_copy(update=changes)
 
     def state(self) -> PersonalState:
         record = self.record()

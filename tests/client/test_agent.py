@@ -23,7 +23,7 @@ from fedselect.personal import PersonalState, derive_seed
 from fedselect.space import Kind, ParameterSpace, Role
 
 from .fake_coordinator import KEY, SERVER, SPACE, TOKEN, Coordinator, TinyLearner, known_id, problem
-from .fake_site import NAME, Live, O, sites
+from .fake_site import NAME, NO_CONTROL, Life, Live, O, sites
 
 
 @pytest.fixture
@@ -50,9 +50,28 @@ def test_a_run_from_enrolment_to_evaluation(live: Live) -> None:
     assert report is not None
     assert (report.bytes_sent, report.bytes_received) == (record.bytes_sent, record.bytes_received)
     assert report.participations == 3
+    assert (report.control_sent, report.control_received) == _control(life)
     assert report.personal_share == state.merge_mask.share(SPACE)
     assert report.scores["post"].loss == pytest.approx(float(np.abs(state.theta).sum()))
     assert all(2 <= s.wait <= 6 for s in life.steps if s.outcome is O.WAITING)
+
+
+def _control(life: Life) -> tuple[int, int]:
+    """Of all calls between enrolment and the report: heads, and bodies that are no files."""
+    end = next(n for n, r in enumerate(life.other.seen) if r.url.path.endswith("evaluations"))
+    sent = received = 0
+    for request, response in zip(life.other.seen[1:end], life.answers[1:end], strict=True):
+        head = f"{request.method} {request.url.raw_path.decode()} HTTP/1.1\r\n"
+        sent += len(head) + _fields(request.headers)
+        head = f"HTTP/1.1 {response.status_code} {response.reason_phrase}\r\n"
+        received += len(head) + _fields(response.headers)
+        if request.url.host != "store.test":
+            sent, received = sent + len(request.content), received + len(response.content)
+    return sent, received
+
+
+def _fields(headers: httpx.Headers) -> int:
+    return len("".join(f"{k}: {v}\r\n" for k, v in headers.multi_items())) + 2
 
 
 def test_only_the_files_in_use_stay_and_only_their_owner_reads_them(
@@ -109,6 +128,82 @@ def test_training_gets_the_seed_of_the_protocol(live: Live) -> None:
     seed = derive_seed(settings, NAME, 1)
     expected = TinyLearner().participate(None, start, settings=settings, seed=seed)
     assert life.state().to_bytes(SPACE) == expected.state.to_bytes(SPACE)
+
+
+# --- versions by deltas ------------------------------------------------------------------------
+
+
+def fetched(life: Live) -> list[str]:
+    """What was read from the object store, in order."""
+    gets = [r for r in life.other.seen if r.method == "GET" and r.url.host == "store.test"]
+    return [r.url.path.strip("/") for r in gets]
+
+
+@pytest.mark.parametrize("encoding", ["bf16", "int8"])
+def test_versions_come_as_deltas_to_the_one_before(live: Live, encoding: str) -> None:
+    life = live(rounds=3, delta=encoding)
+    life.run()
+    assert life.outcomes() == [O.TRAINED, O.COMMITTED] * 3 + [O.EVALUATED, O.FINISHED]
+    assert fetched(life) == ["version/0", "delta/0", "delta/1", "delta/2"]
+    kept = {p.name for p in (life.path / "versions").iterdir()}
+    assert kept == {wire.file_digest(life.other.files[n]) for n in (0, 3)}
+    record = life.record()
+    assert record.delta_bytes_received == sum(map(len, life.other.steps))
+    assert record.bytes_received == len(life.other.files[0]) + record.delta_bytes_received
+
+
+def test_what_is_held_already_is_not_fetched(live: Live) -> None:
+    life = live(rounds=1)
+    life.run(steps=1)
+    life.other.rows.clear()
+    life.run()
+    assert fetched(life) == ["version/0", "version/1"]
+
+
+@pytest.mark.parametrize("harm", ["gone", "damaged", "other base", "elsewhere"])
+def test_whatever_is_wrong_with_a_delta_the_whole_file_is_right(live: Live, harm: str) -> None:
+    life = live(rounds=2, delta="int8")
+    chain = life.other._chain
+
+    def harmed(number: int, held: list[str]) -> Any:
+        found = chain(number, held)
+        if number != 1 or not found:
+            return found
+        wrong = life.other.steps[0]
+        if harm == "gone":
+            del life.other.objects["delta/0"]
+        elif harm == "damaged":
+            life.other.objects["delta/0"] = wrong[:-1] + b"x"
+        else:
+            old, new = "base", "9" * 64
+            if harm == "elsewhere":
+                old = "result"
+            parts = wrong.partition(f'"{old}":"'.encode())
+            wrong = parts[0] + parts[1] + new.encode() + parts[2][64:]
+            life.other.objects["delta/0"] = wrong
+            download = life.other._signed("delta/0", wrong)
+            found[0] = found[0].model_copy(update={"download": download})
+        return found
+
+    life.other._chain = harmed  # type: ignore[method-assign]
+    life.run()
+    assert life.outcomes() == [O.TRAINED, O.COMMITTED] * 2 + [O.EVALUATED, O.FINISHED]
+    assert fetched(life) == ["version/0", "delta/0", "version/1", "delta/1"]
+    assert life.record().participations == 2
+
+
+def test_a_client_that_was_away_catches_up_in_one_chain(live: Live) -> None:
+    life = live(rounds=3, delta="bf16")
+    life.run()
+    other = live(rounds=0)
+    other.other.__dict__.update(life.other.__dict__, rows=[], seen=[], clients={}, answers={})
+    other.other.published = [1, 2, 3]
+    first = life.other.files[0]
+    (other.path / "versions").mkdir(parents=True)
+    (other.path / "versions" / wire.file_digest(first)).write_bytes(first)
+    other.run()
+    assert other.outcomes() == [O.EVALUATED, O.FINISHED]
+    assert fetched(other) == ["delta/0", "delta/1", "delta/2"]
 
 
 # --- tentative until published -----------------------------------------------------------------
@@ -226,7 +321,7 @@ def test_shared_values_that_are_not_finite_never_leave(live: Live) -> None:
     life.run(steps=1)
     assert life.outcomes() == [O.DECLINED]
     assert not life.other.signed
-    assert life.record() == ArmRecord(
+    assert life.record(**NO_CONTROL) == ArmRecord(
         bytes_received=len(life.other.files[0]), received=(wire.file_digest(life.other.files[0]),)
     )
 

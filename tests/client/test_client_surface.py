@@ -12,7 +12,7 @@ from uuid import UUID
 import httpx
 import pytest
 
-from fedselect import protocol, uploads
+from fedselect import evaluations, protocol, uploads
 from fedselect.client import AsyncClient, Client, announce
 from fedselect.errors import ServiceError
 from fedselect.operations import Operations
@@ -70,7 +70,7 @@ CALLS = {
 BODIES = {
     "registration": protocol.Registration(token=TOKEN, name="ward-7"),
     "announced": announce(b"x"),
-    "report": protocol.EvaluationReport(
+    "report": evaluations.EvaluationReport(
         scores={}, participations=0, personal_share=0, bytes_sent=0, bytes_received=0
     ),
     "model": protocol.ModelCreate(name="m", space={}),

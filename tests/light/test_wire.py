@@ -116,6 +116,8 @@ PINNED = {
     "coded-bf16-first": "437aaa4fdb6228785acc6985696344f1a3e8406c565d8bc92baf3dcf6435ae08",
     "coded-int8-first": "c7e637072711502c5090d6e822140b4f1b3cc2498b0070f1cb65bbeb964adf29",
     "coded-int8-two-blocks": "63f1245cd3cf267fbb20a36b3470589125172670acefaeaf3fffb5093b0fa3b8",
+    "delta-bf16": "65766a5b1f02efa86a849467778942653bde49523c4f1aaf48b1b18d41b2cff6",
+    "delta-int8": "604bd8a0e21f2e8e2dcfb1130580b183055b5eaa6396267c344064e8ddad56fe",
     "update-first": "a29d382d4754727de658390b59ba83259bde2f528a24ff1fc2be6ec0e7d12c3e",
     "update-mask-unchanged": "2848ea6d5764794650466d593283fbb5e07cd26173174e23e3f7ff5f7714d7e2",
     "update-nothing-shared": "33b49bb32b2555e40a59b5e50fe90d580d5bb92caa60b64b955f7ea45984d9e1",

@@ -13,6 +13,7 @@ from wire_samples import GOLDEN, MASK, SPACE
 from fedselect import (
     checks,
     deflate,
+    deltafiles,
     deltas,
     inspection,
     layout,
@@ -20,11 +21,12 @@ from fedselect import (
     maskcoding,
     wire,
 )
+from fedselect.downloads import LONGEST_CHAIN
 from fedselect.errors import MaskError, WireError
 from fedselect.masks import BLOCK
 from fedselect.protocol import GROUP, SHARD, Manifest, ManifestUpdate
 
-MODULES = (wire, checks, layout, inspection, deltas, deflate, maskcoding)
+MODULES = (wire, checks, layout, inspection, deltas, deltafiles, deflate, maskcoding)
 DOCS = Path(__file__).parents[2] / "docs"
 WIRE = (DOCS / "WIRE.md").read_text()
 CYCLE = (DOCS / "ROUND-CYCLE.md").read_text()
@@ -76,7 +78,10 @@ def test_every_code_of_the_wire_is_documented_and_no_other():
     assert {code for cell in cells for code in re.findall(r"`(\w+)`", cell)} == codes
 
 
-@pytest.mark.parametrize("name", [*wire.UPDATE_FIELDS, "block_rank", "lengths", "values", "mask"])
+FIELDS = [*wire.UPDATE_FIELDS, *layout.STEP_FIELDS, "block_rank", "lengths", "values", "mask"]
+
+
+@pytest.mark.parametrize("name", sorted(set(FIELDS)))
 def test_every_field_and_section_is_documented(name):
     assert f"| `{name}` |" in WIRE
 
@@ -86,6 +91,8 @@ def test_the_numbers_are_the_real_ones():
     assert f"{deltas.SCALE_BLOCK:,} elements of the flat vector" in WIRE
     assert f"Every {maskcoding.CHUNK:,} elements are a chunk" in WIRE
     assert wire.VERSION_FORMAT in WIRE
+    assert layout.STEP_FORMAT in WIRE
+    assert f"at most {LONGEST_CHAIN} delta files" in WIRE
     assert f"{wire.HEADER_CAP:,} (256 KiB)" in WIRE
     assert f"{BLOCK:,}" in WIRE
     assert wire.MAX_EXAMPLES == 10**12
@@ -97,7 +104,7 @@ def test_the_manifest_in_the_doc_is_one():
     document = json.loads(text)
     manifest = Manifest.model_validate(document)
     assert manifest.model_dump(mode="json") == document
-    assert list(document) == list(Manifest.model_fields)
+    assert list(document) == [name for name in Manifest.model_fields if name != "encoding"]
     assert list(document["updates"][0]) == list(ManifestUpdate.model_fields)
     assert (manifest.group, manifest.shard) == (GROUP, SHARD)
     assert (manifest.space, manifest.elements) == (SPACE.digest, SPACE.dim)

@@ -18,6 +18,7 @@ from app.routes import admin, agents, auditing, hooks, operations, tenancy
 from app.tables import Job
 from app.wiring import Coordinator
 from fedselect import Kind, Mask, ParameterSpace, Role, RunSettings, sending, wire
+from fedselect.deltas import quantise
 from fedselect.space import FloatVector
 from workers import running, sweep
 
@@ -143,8 +144,8 @@ class Client(Caller):
     def check_in(self, **body: Any) -> Json:
         return dict(ok(self.post("/v1/check-ins", body)))
 
-    def assignment(self) -> Json:
-        found = self.check_in()["assignment"]
+    def assignment(self, **body: Any) -> Json:
+        found = self.check_in(**body)["assignment"]
         assert found is not None, "there is no work"
         return dict(found)
 
@@ -211,13 +212,21 @@ def make_model(
     return Model(model["id"], space, weights)
 
 
-def settings(*, rounds: int = 1, policy: Json | None = None, **rules: Any) -> Json:
+def settings(
+    *, rounds: int = 1, policy: Json | None = None, encoding: str = "f32", **rules: Any
+) -> Json:
     """Run settings without over-selection or second tries; ``rules`` are those of the round."""
     goal = rules.get("goal", 2)
     plain = {"over_selection": 1, "client_attempts": 1, "retry_after": 1}
     rules = {"goal": goal, "quorum": goal, **plain, **rules}
     policy = policy or {"personal": "learned", "start_round": 0, "growth": 0}
-    return {"rounds": rounds, "policy": policy, "training": {"steps": 2}, "round": rules}
+    return {
+        "rounds": rounds,
+        "policy": policy,
+        "training": {"steps": 2},
+        "round": rules,
+        "wire": {"encoding": encoding},
+    }
 
 
 def make_run(
@@ -251,6 +260,7 @@ def meta(assignment: Json, *, mask_sent: bool = True, **changes: Any) -> wire.Up
         base_version=assignment["base"]["sha256"],
         mask_version=known + mask_sent,
         examples=7,
+        encoding=assignment["run"]["settings"]["wire"]["encoding"],
     )
     return replace(honest, **changes)
 
@@ -273,11 +283,19 @@ def train(
     send_mask: bool = True,
     **changes: Any,
 ) -> Trained:
-    """An update file as an agent would make it; ``changes`` are of its metadata."""
+    """An update file as an agent would make it; ``changes`` are of its metadata.
+
+    In a run of deltas, ``theta`` is the delta.
+    """
     mask = mask or draw_mask(assignment, space, seed=seed)
     theta = np.random.default_rng(seed + 1000).normal(size=space.dim).astype(np.float32)
     described = meta(assignment, mask_sent=send_mask, **changes)
-    data = wire.encode_update(described, theta, mask=mask, send_mask=send_mask)
+    encoding = assignment["run"]["settings"]["wire"]["encoding"]
+    if encoding == "f32":
+        data = wire.encode_update(described, theta, mask=mask, send_mask=send_mask)
+    else:
+        codes = quantise(theta, encoding, mask)
+        data = wire.encode_delta(described, codes, mask=mask, send_mask=send_mask)
     return Trained(data, mask, theta)
 
 

@@ -21,10 +21,10 @@ import psycopg
 from fedselect import Mask, ParameterSpace, RunSettings, wire
 from fedselect.client import AsyncClient, announce
 from fedselect.errors import ServiceError
+from fedselect.evaluations import EvaluationReport
 from fedselect.policies import preset
 from fedselect.protocol import (
     Assignment,
-    EvaluationReport,
     ModelCreate,
     Registration,
     RunCreate,

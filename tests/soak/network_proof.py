@@ -18,10 +18,10 @@ from pydantic import BaseModel
 
 from fedselect import Mask, exchange, wire
 from fedselect.client import Client, Retries, announce
+from fedselect.evaluations import Evaluation
 from fedselect.protocol import (
     EnrolmentCreate,
     Enrolments,
-    Evaluation,
     ModelCreate,
     ModelInfo,
     Registered,

@@ -1,0 +1,60 @@
+"""The documents of evaluations: what a client says of a version, in numbers alone.
+
+Owns their shape and limits, for the coordinator and the client SDK alike. Must not hold anything
+that could carry data: scores, counts and bytes.
+"""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Literal, Self
+from uuid import UUID
+
+from pydantic import Field, model_validator
+
+from fedselect.protocol import Answer, Count, Request
+
+
+class ScoreReport(Request):
+    """One model's result on the client's own held-out examples."""
+
+    correct: Count
+    total: Count = Field(ge=1)
+    loss: float = Field(ge=0, allow_inf_nan=False)
+
+    @model_validator(mode="after")
+    def _no_more_than_all(self) -> Self:
+        if self.correct > self.total:
+            raise ValueError(f"{self.correct} correct of {self.total} examples")
+        return self
+
+
+class EvaluationReport(Request):
+    """Numbers only: scores by what was evaluated, and what the client spent."""
+
+    scores: dict[Literal["local_only", "global", "pre", "post"], ScoreReport]
+    participations: Count
+    personal_share: float = Field(ge=0, le=1, allow_inf_nan=False)
+    bytes_sent: Count = Field(description="Update files, as sent.")
+    bytes_received: Count = Field(description="Version and delta files, as received.")
+    delta_bytes_received: Count = Field(0, description="The delta files among them.")
+    control_sent: Count = Field(0, description="Headers of all calls and the JSON of requests.")
+    control_received: Count = Field(0, description="Headers and the JSON of answers.")
+
+
+class Evaluation(Answer):
+    """A client's evaluation of a version, as the coordinator keeps it."""
+
+    client_id: UUID
+    client_name: str
+    version_id: UUID
+    version_number: int
+    scores: dict[str, ScoreReport]
+    participations: int
+    personal_share: float
+    bytes_sent: int
+    bytes_received: int
+    delta_bytes_received: int = 0
+    control_sent: int = 0
+    control_received: int = 0
+    created_at: datetime

@@ -1,0 +1,83 @@
+"""Version files at a client: what it has, a chain of deltas, or the whole file.
+
+Owns how an agent comes by the versions that its work names, and which of them it keeps. Whatever is
+wrong with a delta, the whole file is right, so that is what is fetched then. Must not train, or
+know how rounds go.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from fedselect.agent_state import AgentFolder, Arm
+from fedselect.client import Client
+from fedselect.deltafiles import patch
+from fedselect.errors import ServiceError, WireError
+from fedselect.exchange import DOWNLOAD_MISMATCH, STORE_REFUSED
+from fedselect.protocol import Assignment, DeltaDownload, VersionInfo
+from fedselect.space import FloatVector, ParameterSpace
+from fedselect.wire import decode_version, file_digest
+
+
+class Versions:
+    """The version files in an agent's folder; what is missing is fetched, counted and kept."""
+
+    def __init__(self, client: Client, folder: AgentFolder, space: ParameterSpace) -> None:
+        self._client = client
+        self._folder = folder
+        self._space = space
+
+    def base(self, arm: Arm, work: Assignment) -> FloatVector:
+        """The version that an assignment starts from, shape (D,); of the others, all but the
+        arm's first are forgotten.
+
+        Raises:
+            ServiceError: it cannot be fetched.
+            WireError: it belongs to another space.
+        """
+        found = self._bring(arm, work.base, work.deltas or [])
+        self._folder.forget_versions(but={work.base.sha256, work.origin.sha256})
+        return found
+
+    def origin(self, arm: Arm, work: Assignment) -> FloatVector:
+        """The arm's version 0, shape (D,); see :meth:`base`."""
+        return self._bring(arm, work.origin, [])
+
+    def _bring(
+        self, arm: Arm, version: VersionInfo, deltas: Sequence[DeltaDownload]
+    ) -> FloatVector:
+        data = self._folder.version(version.sha256)
+        if data is None:
+            data = self._patched(arm, version, deltas) or self._whole(arm, version)
+            self._folder.keep_version(data)
+        return decode_version(data, space_digest=self._space.digest, dim=self._space.dim)
+
+    def _patched(
+        self, arm: Arm, version: VersionInfo, deltas: Sequence[DeltaDownload]
+    ) -> bytes | None:
+        data = self._folder.version(deltas[0].base) if deltas else None
+        if data is None:
+            return None
+        try:
+            for delta in deltas:
+                file = self._client.fetch(delta.download)
+                arm.received(delta.download.sha256, len(file), delta=True)
+                data = patch(data, file, space=self._space.digest, dim=self._space.dim)
+        except WireError:
+            return None
+        except ServiceError as error:
+            if error.code not in {DOWNLOAD_MISMATCH, STORE_REFUSED}:
+                raise
+            return None
+        return data if file_digest(data) == version.sha256 else None
+
+    def _whole(self, arm: Arm, version: VersionInfo) -> bytes:
+        download = self._client.download(version.id)
+        if download.sha256 != version.sha256:
+            raise ServiceError(
+                f"version {version.number}: the download is of another file",
+                code=DOWNLOAD_MISMATCH,
+            )
+        data = self._client.fetch(download)
+        arm.received(version.sha256, len(data))
+        return data
