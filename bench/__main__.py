@@ -42,14 +42,14 @@ def main() -> int:
     options = _options()
     if options.alone:
         importlib.import_module(options.module)
-        return _alone(REGISTER[options.alone], options.form)
+        return _alone(REGISTER[options.alone], json.loads(options.size))
     benches = all_benches()
     if options.list:
         print("\n".join(benches))
         return 0
     wanted = [benches[name] for name in options.only or benches]
     place = machine()
-    lines = [place | _run(each, options.form) for each in wanted]
+    lines = [place | _run(each, options.form, json.loads(options.size)) for each in wanted]
     _note(lines, options)
     return int(any(line["error"] for line in lines))
 
@@ -57,7 +57,7 @@ def main() -> int:
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
     parser.add_argument("--quick", dest="form", action="store_const", const="quick", default="full")
-    parser.add_argument("--form", help=argparse.SUPPRESS)
+    parser.add_argument("--size", default="{}", help="JSON: numbers of the size to change")
     parser.add_argument("--only", action="append", metavar="NAME", help="may be repeated")
     parser.add_argument("--results", type=Path, help="append to this file, leave the docs alone")
     parser.add_argument("--list", action="store_true")
@@ -86,7 +86,8 @@ def machine() -> Json:
 # --- one benchmark in a process of its own -------------------------------------------------------
 
 
-def _run(each: Bench, form: str) -> Json:
+def _run(each: Bench, form: str, changes: Json) -> Json:
+    size = each.size(form) | changes
     folder = WORK / each.name
     _end_all(folder)
     shutil.rmtree(folder, ignore_errors=True)
@@ -95,7 +96,7 @@ def _run(each: Bench, form: str) -> Json:
     started, load = time.monotonic(), os.getloadavg()[0]
     with (folder / "log").open("w") as log:
         child = subprocess.Popen(
-            [*command, "--form", form],
+            [*command, "--size", json.dumps(size)],
             cwd=ROOT,
             stdout=log,
             stderr=subprocess.STDOUT,
@@ -111,7 +112,7 @@ def _run(each: Bench, form: str) -> Json:
             child.wait()
             _end_all(folder)
     found = _outcome(folder, child.returncode)
-    line = {"bench": each.name, "form": form, "load": round(load, 1)} | found
+    line = {"bench": each.name, "form": form, "size": size, "load": round(load, 1)} | found
     line["seconds"] = round(time.monotonic() - started, 1)
     print(section(line), end="\n\n", flush=True)
     if not line["error"]:
@@ -119,13 +120,13 @@ def _run(each: Bench, form: str) -> Json:
     return line
 
 
-def _alone(each: Bench, form: str) -> int:
+def _alone(each: Bench, size: Json) -> int:
     folder = WORK / each.name
     room = Room(folder)
     error = ""
     with room.cleanup:
         try:
-            outcome = each.run(room, **each.size(form))
+            outcome = each.run(room, **size)
         except Exception as problem:
             traceback.print_exc()
             outcome, error = Outcome([]), f"{type(problem).__name__}: {problem}"[:300]

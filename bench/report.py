@@ -28,8 +28,11 @@ def render(page: str, lines: Sequence[Json]) -> str:
 
 
 def newest(lines: Iterable[Json]) -> list[Json]:
-    """The last result of each benchmark, in the order of their names."""
-    found = {line["bench"]: line for line in lines}
+    """The last result of each benchmark, in the order of their names; full ones come first."""
+    known = list(lines)
+    found = {
+        line["bench"]: line for form in ("quick", "full") for line in known if line["form"] == form
+    }
     return [found[name] for name in sorted(found)]
 
 
@@ -37,7 +40,8 @@ def section(line: Json) -> str:
     """The results of one run of one benchmark as Markdown."""
     said = ("date", "commit", "processor", "cores", "load", "versions")
     where = ", ".join(f"{name} {line[name]}" for name in said if line.get(name))
-    parts = [f"### {line['bench']}", f"{where}; {line['seconds']:.0f} s"]
+    size = ", ".join(f"{name} {value}" for name, value in line.get("size", {}).items())
+    parts = [f"### {line['bench']}", f"{where}; {size}; {line['seconds']:.0f} s"]
     if line.get("error"):
         parts.append(f"**failed**: {line['error']}")
     if line["figures"]:

@@ -29,20 +29,28 @@ from bench.memory import Peaks
 from bench.still_task import Still
 from fedselect import RoundPolicy, RunSettings, Training, wire
 from fedselect.client import Client
-from fedselect.policies import Policy, preset
+from fedselect.policies import Policy, Wire, preset
 from fedselect.protocol import ModelCreate, RunCreate
 from fedselect.training import TorchLearner
 
 WIDTH = 1000
 TASK = Path(__file__).with_name("still_task.py")
 FEDSELECT = str(Path(sys.executable).with_name("fedselect"))
-PATIENCE = 90.0  # seconds for one round, and for everything before the first
+PATIENCE = 300.0  # seconds for one round, and for everything before the first
 # All of the mask is chosen at once, after the second participation, at random over all tensors.
 SPARSE = {"score": "random", "growth": 0.3, "limit": 0.3, "start_round": 1, "interval": 100_000}
-WARM = {"none": 1, "sparse": 3}  # rounds that do not count: the first masks travel in the third
+WARM = {
+    "none": 1,
+    "sparse": 3,
+    "bf16": 3,
+}  # rounds that do not count: the first masks travel in the third
 FLOWER = "Flower's FedAvg"
-NAMES = {"none": "f32, nothing personal", "sparse": "f32, 30 % personal"}
-WANTED = {"none": 1 / 2, "sparse": None}
+NAMES = {
+    "none": "f32, nothing personal",
+    "sparse": "f32, 30 % personal",
+    "bf16": "bf16, 30 % personal",
+}
+WANTED = {"none": 1 / 2, "sparse": None, "bf16": 1 / 4}
 NOTE = (
     "A round is the time between the openings of two. The peak of a process is the kernel's "
     "high-water mark (RSS); the sum over all processes counts shared pages once (PSS)."
@@ -77,7 +85,7 @@ class Taken:
 
 @bench(
     quick={"layers": (2,), "clients": (2,), "rounds": 2, "kinds": ("none",)},
-    full={"layers": (6, 12, 25), "clients": (2, 4, 8), "rounds": 5, "kinds": ("none", "sparse")},
+    full={"layers": (6, 12, 25), "clients": (2, 4, 8), "rounds": 5, "kinds": ("none", "bf16")},
     minutes=(3, 60),
 )
 def turnaround(
@@ -221,6 +229,7 @@ def _run(owner: Client, size: Size, kind: str, *, rounds: int) -> UUID:
         policy=policy,
         training=Training(steps=1, learning_rate=1.0),
         round=RoundPolicy(**everybody, retry_after=0.5),
+        wire=Wire(encoding="bf16" if kind == "bf16" else "f32"),
     )
     run = owner.create_run(RunCreate(name="still", model_id=model.id, settings=settings))
     return owner.start_run(run.id).id

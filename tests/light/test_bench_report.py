@@ -13,7 +13,8 @@ from bench.report import BEGIN, END, draw, render
 
 def _line(name: str, *figures: Figure, curves: tuple[Curve, ...] = (), error: str = ""):
     outcome = asdict(Outcome(figures, curves, ("A note.",)))
-    return {"bench": name, "date": "2026-01-01", "seconds": 3.2, "error": error} | outcome
+    head = {"bench": name, "form": "full", "size": {"clients": 4}, "date": "2026-01-01"}
+    return head | {"seconds": 3.2, "error": error} | outcome
 
 
 def test_a_ratio_is_judged_against_what_was_wanted():
