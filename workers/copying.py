@@ -1,12 +1,14 @@
 """The bytes of a file on their way to its final key, while it is still being judged.
 
 Owns how they get there: a small file waits in memory and is put in one piece, a large one is
-written in parts while it is read, and becomes an object only if it is kept.
+written in parts while it is read, one part on its way while the next is gathered, and becomes an
+object only if it is kept.
 """
 
 from __future__ import annotations
 
 import io
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from typing import Self
 
@@ -26,11 +28,14 @@ class Copy:
         self._upload_id: str | None = None
         self._etags: list[str] = []
         self._waiting = bytearray()
+        self._writer = ThreadPoolExecutor(1)
+        self._under_way: Future[str] | None = None
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self._writer.shutdown()  # a part that arrives after its upload was aborted would stay
         if self._upload_id is not None:
             with suppress(Unavailable):  # what cannot be reached now is swept later
                 self._storage.abort_multipart(self._key, self._upload_id)
@@ -61,6 +66,7 @@ class Copy:
             return
         if self._waiting:
             self._put_part(len(self._waiting))
+        self._arrive()
         parts = list(enumerate(self._etags, start=1))
         self._storage.complete_multipart(self._key, self._upload_id or "", parts)
         self._upload_id = None
@@ -68,6 +74,13 @@ class Copy:
     def _put_part(self, size: int) -> None:
         if self._upload_id is None:
             self._upload_id = self._storage.create_multipart(self._key)
-        data, number = bytes(self._waiting[:size]), len(self._etags) + 1
-        self._etags.append(self._storage.put_part(self._key, self._upload_id, number, data))
+        data = bytes(self._waiting[:size])
         del self._waiting[:size]
+        self._arrive()
+        number, put = len(self._etags) + 1, self._storage.put_part
+        self._under_way = self._writer.submit(put, self._key, self._upload_id, number, data)
+
+    def _arrive(self) -> None:
+        if self._under_way is not None:
+            self._etags.append(self._under_way.result())
+            self._under_way = None
