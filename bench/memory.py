@@ -1,4 +1,4 @@
-"""Peak memory of the processes that a benchmark started, asked while they live.
+"""Memory and processor time of the processes that a benchmark started, asked while they live.
 
 They are the descendants of this one, whatever their environment says. The kernel's own high-water
 mark of a process cannot be missed between two looks; the sum over all of them counts shared pages
@@ -8,6 +8,7 @@ once.
 from __future__ import annotations
 
 import threading
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Self
@@ -55,6 +56,18 @@ class Peaks:
         peak = high_water(process.pid)
         self.single[command] = max(peak, self.single.get(command, 0.0))
         return float(process.memory_full_info().pss) / MIB
+
+
+def processor_time(kinds: Mapping[str, str]) -> dict[str, float]:
+    """Seconds of processor time so far by kind: a word that the command lines of a kind have."""
+    found = dict.fromkeys(kinds, 0.0)
+    for process in psutil.Process().children(recursive=True):
+        with suppress(psutil.Error):
+            command, times = " ".join(process.cmdline()), process.cpu_times()
+            kind = next((name for name, word in kinds.items() if word in command), None)
+            if kind is not None:
+                found[kind] += times.user + times.system
+    return found
 
 
 def high_water(pid: int) -> float:

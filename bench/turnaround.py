@@ -11,9 +11,10 @@ import os
 import statistics
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
 from uuid import UUID
@@ -25,7 +26,7 @@ from app.localprocess import end, until
 from app.localstack import LocalStack
 from bench import flower
 from bench.harness import Curve, Figure, Outcome, Room, bench
-from bench.memory import Peaks
+from bench.memory import EVERY, Peaks, processor_time
 from bench.still_task import Still
 from fedselect import RoundPolicy, RunSettings, Training, wire
 from fedselect.client import Client
@@ -51,6 +52,15 @@ NAMES = {
     "bf16": "bf16, 30 % personal",
 }
 WANTED = {"none": 1 / 2, "sparse": None, "bf16": 1 / 4}
+KINDS = {  # of our processes, by a word of their command lines
+    "agents": "fedselect agent",
+    "object store": "juicefs",
+    "judges": "workers.judge",
+    "scheduler": "supervise schedule",
+    "workers": "celery",
+    "coordinator": "uvicorn",
+    "PostgreSQL": "postgres",
+}
 NOTE = (
     "A round is the time between the openings of two. The peak of a process is the kernel's "
     "high-water mark (RSS); the sum over all processes counts shared pages once (PSS)."
@@ -81,6 +91,7 @@ class Taken:
     seconds: float
     aggregator: float
     everything: float
+    processor: Mapping[str, float] = field(default_factory=dict)  # seconds of a round, by kind
 
 
 @bench(
@@ -104,14 +115,16 @@ def turnaround(
     against_clients: dict[str, list[float]] = {}
     against_size: dict[str, list[float]] = {}
     middle = clients[len(clients) // 2]
+    notes = [f"Flower: {versions}. {NOTE}"]
     for number in clients:
-        found = _both(room, Size(layers[-1], number, rounds), kinds)
-        figures += _figures(Size(layers[-1], number, rounds).text, found)
+        size = Size(layers[-1], number, rounds)
+        found = _both(room, size, kinds)
+        figures += _figures(size.text, found)
+        notes += [_spent(size.text, NAMES[kind], found[kind]) for kind in kinds]
         _collect(against_clients, found)
         if number == middle:
             for few in layers[:-1]:
-                size = Size(few, number, rounds)
-                _collect(against_size, _both(room, size, ("none",)))
+                _collect(against_size, _both(room, Size(few, number, rounds), ("none",)))
             _collect(against_size, found)
     sizes = [Size(few, middle, rounds).millions for few in layers]
     millions = f"M parameters, {middle} clients"
@@ -121,8 +134,15 @@ def turnaround(
             *_curves("Round time against clients", against_clients, clients, "clients"),
             *_curves("Round time against model size", against_size, sizes, millions),
         ],
-        [f"Flower: {versions}. {NOTE}"],
+        notes,
     )
+
+
+def _spent(text: str, name: str, taken: Taken) -> str:
+    parts = sorted(taken.processor.items(), key=lambda item: -item[1])
+    said = ", ".join(f"{kind} {seconds:.1f}" for kind, seconds in parts)
+    total = sum(taken.processor.values())
+    return f"Processor seconds of a round, {text}, {name}: {said}; {total:.1f} in all."
 
 
 def _both(room: Room, size: Size, kinds: tuple[str, ...]) -> dict[str, Taken]:
@@ -199,20 +219,26 @@ def _ours(folder: Path, size: Size, kind: str) -> Taken:
         with Client(url, key=key) as owner, Peaks() as peaks:
             run_id = _run(owner, size, kind, rounds=rounds + 1)
             with _agents(owner, folder, size):
-                if not until(
-                    lambda: _published(owner, run_id) >= rounds, seconds=PATIENCE * (1 + rounds)
-                ):
-                    raise TimeoutError(f"our rounds did not end, see {folder.name}")
+                _await(owner, run_id, WARM[kind])
+                before = processor_time(KINDS)
+                _await(owner, run_id, rounds)
+                spent = processor_time(KINDS)
             opened = sorted(r.opened_at for r in owner.rounds(run_id))
     finally:
         stack.down()
     took = [(b - a).total_seconds() for a, b in pairwise(opened)]
     seconds = statistics.median(took[WARM[kind] : rounds])
-    return Taken(seconds, peaks.largest("celery", " worker "), peaks.total)
+    processor = {name: (spent[name] - before[name]) / size.rounds for name in KINDS}
+    return Taken(seconds, peaks.largest("celery", " worker "), peaks.total, processor)
 
 
-def _published(owner: Client, run_id: UUID) -> int:
-    return owner.run(run_id).published
+def _await(owner: Client, run_id: UUID, rounds: int) -> None:
+    """Until so many rounds are published; asks rarely, for whoever asks takes time from them."""
+    deadline = time.monotonic() + PATIENCE * (1 + rounds)
+    while owner.run(run_id).published < rounds:
+        if time.monotonic() > deadline:
+            raise TimeoutError(f"round {rounds} was not published in time")
+        time.sleep(EVERY)
 
 
 def _run(owner: Client, size: Size, kind: str, *, rounds: int) -> UUID:
