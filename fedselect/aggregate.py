@@ -187,7 +187,7 @@ def aggregate(
         MaskError, ValueError: as :meth:`Accumulator.add`.
     """
     size = base.size
-    own = [_whole(part) for part in parts]
+    own = [whole_part(part) for part in parts]
     for part in own:
         check_part(part, size)
     base, out = np.ascontiguousarray(base, "<f4"), np.empty(size, dtype=np.float32)
@@ -210,7 +210,8 @@ def aggregate(
     return out
 
 
-def _whole(part: Contribution) -> Part:
+def whole_part(part: Contribution) -> Part:
+    """A contribution as the part of a range that is everything."""
     values = np.ascontiguousarray(part.values)
     return Part(part.mask.packed, values, part.weight, part.scales)
 

@@ -39,7 +39,10 @@ LIGHT = SCIENCE | {"pydantic", "safetensors", "cryptography"}
 WEB = frozenset({"fastapi", "fastapi_offline", "starlette", "uvicorn", "pydantic_settings"})
 ROOMS = {
     "kernels": Room(
-        tuple(f"fedselect/{name}.py" for name in ("kernels", "lanes", "aggregate", "recompute")),
+        tuple(
+            f"fedselect/{name}.py"
+            for name in ("kernels", "lanes", "aggregate", "robust", "recompute")
+        ),
         ours=("light", "kernels"),
         libraries=SCIENCE | {"numba", "llvmlite"},
     ),
