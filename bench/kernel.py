@@ -85,12 +85,13 @@ def _masked(rng: np.random.Generator, base: np.ndarray, parts: list[Contribution
     clients = len(parts)
     weighed = [Contribution(part.mask, part.values, 3.0) for part in parts]
     keep, sums = ~parts[0].mask.to_bool(), np.zeros(base.size)
+    out = np.zeros(base.size, dtype=np.float32)  # in place, as the floor is
 
     def indexing() -> None:
         sums[keep] += parts[0].values
 
     def run(own: list[Contribution], **how: int) -> tuple[Callable[[], object], int]:
-        return lambda: aggregate(base, own, 2, **how), clients
+        return lambda: aggregate(base, own, 2, out=out, **how), clients
 
     coded = {
         f"{kind}": run([_in_format(rng, part, kind) for part in parts])
@@ -101,14 +102,15 @@ def _masked(rng: np.random.Generator, base: np.ndarray, parts: list[Contribution
         "numpy": (indexing, 1),
         "the same in 2 threads": run(parts, threads=2),
         "the same with weights": run(weighed),
+        "the same into new memory": (lambda: aggregate(base, parts, 2), clients),
         **coded,
-        "the same by shards, as workers do": (lambda: _sharded(base, parts), clients),
+        "the same by shards, as workers do": (lambda: _sharded(base, parts, out), clients),
         "the same spread by AVX2": run(parts, lanes=min(LANES, 8)),
         "the same spread one by one": run(parts, lanes=1),
     }
 
 
-def _sharded(base: np.ndarray, parts: list[Contribution]) -> None:
+def _sharded(base: np.ndarray, parts: list[Contribution], out: np.ndarray) -> None:
     taken = [0] * len(parts)
     ranks = [part.mask.block_rank() for part in parts]
     for start in range(0, base.size, SHARD):
@@ -119,7 +121,7 @@ def _sharded(base: np.ndarray, parts: list[Contribution]) -> None:
             packed = part.mask.packed[start // 8 : -(-stop // 8)]
             accumulator.add(packed, part.values[taken[number] : last])
             taken[number] = last
-        accumulator.finish(base[start:stop], 2)
+        accumulator.finish(base[start:stop], 2, out=out[start:stop])
 
 
 def _dense(base: np.ndarray) -> Subjects:

@@ -176,12 +176,12 @@ def aggregate(
     *,
     lanes: int = LANES,
     threads: int = 1,
-    tile: int = TILE,
+    out: FloatVector | None = None,
 ) -> FloatVector:
     """The mean of whole vectors held in memory; equal to :func:`reference`, bit for bit.
 
-    ``threads`` share the range between them, ``tile`` blocks of 4096 elements have their sums in
-    the cache at a time; neither changes a bit.
+    ``threads`` share the range between them, which changes no bit. The result is written to ``out``
+    (D,), float32, if that is given: memory that is new costs more than the sums.
 
     Raises:
         MaskError, ValueError: as :meth:`Accumulator.add`.
@@ -190,15 +190,16 @@ def aggregate(
     own = [whole_part(part) for part in parts]
     for part in own:
         check_part(part, size)
-    base, out = np.ascontiguousarray(base, "<f4"), np.empty(size, dtype=np.float32)
+    base = np.ascontiguousarray(base, "<f4")
+    found = np.empty(size, dtype=np.float32) if out is None else out
     sources = kernels.Sources(own, size)
 
     def work(first: int, last: int) -> None:
         before = first * kernels.BLOCK
         taken = [kernels.shared_bits(part.packed[: before // 8], before) for part in own]
         clients = sources.clients(np.array(taken, np.uint64), weighted=sources.weighted)
-        span, rule = (first, last, size // kernels.BLOCK), (GROUP, k, tile)
-        kernels.average(sources.kind, WORDS[lanes], clients, span, rule, (base, out))
+        span, rule = (first, last, size // kernels.BLOCK), (GROUP, k, TILE)
+        kernels.average(sources.kind, WORDS[lanes], clients, span, rule, (base, found))
 
     blocks = -(-size // kernels.BLOCK)
     cuts = [blocks * number // threads for number in range(threads + 1)]
@@ -207,7 +208,7 @@ def aggregate(
     else:
         with ThreadPoolExecutor(threads) as pool:
             list(pool.map(work, cuts, cuts[1:]))
-    return out
+    return found
 
 
 def whole_part(part: Contribution) -> Part:
