@@ -126,14 +126,20 @@ def _as_float32(part: Part, size: int) -> FloatVector:
 
 def _network(size: int) -> Iterator[tuple[int, int]]:
     """Batcher's odd-even merge sort: whom to compare and exchange, whatever the values."""
+    for span, step in _passes(size):
+        for low in range(step % span, size - step):
+            first_half = (low - step % span) // step % 2 == 0
+            if first_half and low // (2 * span) == (low + step) // (2 * span):
+                yield low, low + step
+
+
+def _passes(size: int) -> Iterator[tuple[int, int]]:
+    """Runs of ``span`` are merged in pairs, at ever smaller steps."""
     span = 1
     while span < size:
         step = span
         while step:
-            for start in range(step % span, size - step, 2 * step):
-                for low in range(start, min(start + step, size - step)):
-                    if low // (2 * span) == (low + step) // (2 * span):
-                        yield low, low + step
+            yield span, step
             step //= 2
         span *= 2
 
