@@ -11,15 +11,17 @@ import hmac
 import re
 import secrets
 import zlib
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from enum import StrEnum
+from typing import NamedTuple
 from uuid import UUID
 
-from sqlalchemy import select
+from sqlalchemy import select, update
 
-from app.db import Tx
-from app.errors import Forbidden, Invalid, Missing, Unauthorized
+from app.db import Tx, among
+from app.errors import Forbidden, Invalid, Missing, Refusal, Unauthorized
 from app.tables import Client, Enrolment, Key, Project
 from fedselect.tenancy import Identity
 
@@ -193,28 +195,54 @@ def _digest(secret: str, pepper: bytes) -> bytes:
     return hmac.digest(pepper, secret.encode(), hashlib.sha256)
 
 
-def authenticate(
-    tx: Tx, pepper: bytes, authorization: str | None, project: UUID | None = None
-) -> Principal:
-    """The principal behind an ``Authorization: Bearer`` header, for the project it names.
+class Presented(NamedTuple):
+    """What a caller sends: a key's id and secret, and the project that it is about."""
+
+    key_id: str
+    secret: str
+    project: UUID | None
+
+
+def presented(authorization: str | None, project: UUID | None = None) -> Presented:
+    """The key in an ``Authorization: Bearer`` header.
 
     Raises:
-        Unauthorized: no key, an unknown, expired or revoked one, or a client that is not active.
-        Missing: the project is not the key's, nor of the key's organisation.
+        Unauthorized: there is none, or it is mistyped.
     """
     scheme, _, text = (authorization or "").partition(" ")
     if scheme.lower() != "bearer" or not text:
         raise Unauthorized("send your key as 'Authorization: Bearer fsk_…'")
     found = read(text.strip(), KEY_PREFIX)
-    row = _key_row(tx, found[0]) if found else None
-    if not found or row is None:
-        raise Unauthorized("this key is not known; check that it is complete", code="key_unknown")
-    key, client = row
-    if not hmac.compare_digest(key.digest, _digest(found[1], pepper)):
-        raise Unauthorized("this key is not known; check that it is complete", code="key_unknown")
-    _check_alive(key, client, tx.now)
-    _note_use(tx, key)
-    return _principal(tx, key, project)
+    if found is None:
+        raise _unknown()
+    return Presented(*found, project)
+
+
+def authenticate(tx: Tx, calls: Sequence[Presented], *, pepper: bytes) -> list[Principal | Refusal]:
+    """The principal behind each call's key, or in its place why there is none.
+
+    - ``Unauthorized``: an unknown, expired or revoked key, or a client that is not active;
+    - ``Missing``: the project is not the key's, nor of the key's organisation.
+    """
+    query = select(Key, Client.state).outerjoin(Client, Client.id == Key.client_id)
+    rows = tx.session.execute(query.where(among(Key.id, [call.key_id for call in calls])))
+    known = {key.id: (key, state) for key, state in rows}
+    found: list[Principal | Refusal] = []
+    for call in calls:
+        try:
+            key, state = known.get(call.key_id, (None, None))
+            if key is None or not hmac.compare_digest(key.digest, _digest(call.secret, pepper)):
+                raise _unknown()
+            _check_alive(key, state, tx.now)
+            found.append(_principal(tx, key, call.project))
+        except Refusal as refusal:
+            found.append(refusal)
+    _note_use(tx, {each.key_id for each in found if isinstance(each, Principal)}, known)
+    return found
+
+
+def _unknown() -> Unauthorized:
+    return Unauthorized("this key is not known; check that it is complete", code="key_unknown")
 
 
 def _principal(tx: Tx, key: Key, project: UUID | None) -> Principal:
@@ -243,42 +271,38 @@ def _check_project(tx: Tx, key: Key, project: UUID) -> None:
         raise Missing(f"there is no project {project}")
 
 
-def _note_use(tx: Tx, key: Key) -> None:
+def _note_use(tx: Tx, used: set[str], known: Mapping[str, tuple[Key, str | None]]) -> None:
     """Once a minute at most, and nobody waits for anybody: whoever has the row writes it."""
-    if key.last_used_at is not None and tx.now - key.last_used_at < USE_NOTED_EVERY:
+    before = tx.now - USE_NOTED_EVERY
+    last = {key_id: known[key_id][0].last_used_at for key_id in used}
+    stale = [key_id for key_id, at in last.items() if at is None or at <= before]
+    if not stale:
         return
-    query = select(Key).where(Key.id == key.id).with_for_update(skip_locked=True, key_share=True)
-    for row in tx.session.scalars(query):
-        row.last_used_at = tx.now
+    free = select(Key.id).where(among(Key.id, stale))
+    free = free.with_for_update(skip_locked=True, key_share=True)
+    note = update(Key).where(Key.id.in_(free)).values(last_used_at=tx.now)
+    tx.session.execute(note, execution_options={"synchronize_session": False})
 
 
-def _key_row(tx: Tx, key_id: str) -> tuple[Key, Client | None] | None:
-    query = (
-        select(Key, Client).outerjoin(Client, Client.id == Key.client_id).where(Key.id == key_id)
-    )
-    row = tx.session.execute(query).first()
-    return (row[0], row[1]) if row else None
-
-
-def _check_alive(key: Key, client: Client | None, now: datetime) -> None:
+def _check_alive(key: Key, client_state: str | None, now: datetime) -> None:
     if key.revoked_at is not None:
         raise Unauthorized("this key has been revoked", code="key_revoked")
     if key.expires_at is not None and key.expires_at <= now:
         raise Unauthorized("this key has expired", code="key_expired")
-    if client is not None:
-        check_client(client)
+    if client_state is not None:
+        check_client(client_state)
 
 
-def check_client(client: Client) -> None:
+def check_client(state: str) -> None:
     """Let an active client pass.
 
     Raises:
         Unauthorized: it was revoked.
         Forbidden: it is suspended.
     """
-    if client.state == "revoked":
+    if state == "revoked":
         raise Unauthorized("this key has been revoked", code="key_revoked")
-    if client.state == "suspended":
+    if state == "suspended":
         raise Forbidden("this client is suspended; ask your administrator", code="client_suspended")
 
 

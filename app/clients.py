@@ -5,6 +5,7 @@ Owns the ``clients`` and ``enrolments`` rows. Must not know rounds.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from datetime import timedelta
 from uuid import UUID, uuid4
 
@@ -12,8 +13,8 @@ from sqlalchemy import Select, select, update
 
 from app import auth, keys, ledger, tenants
 from app.auth import Principal
-from app.db import Tx
-from app.errors import Conflict, Missing
+from app.db import Tx, among
+from app.errors import Conflict, Missing, Refusal
 from app.settings import AppSettings
 from app.tables import Client, Enrolment, Key
 from fedselect.protocol import (
@@ -195,8 +196,21 @@ def admit(tx: Tx, principal: Principal) -> Client | None:
     query = select(Client).where(Client.id == principal.client_id)
     locked = query.with_for_update(key_share=True)
     client = tx.session.scalars(locked, execution_options={"populate_existing": True}).one()
-    auth.check_client(client)
+    auth.check_client(client.state)
     return client
+
+
+def admit_all(tx: Tx, principals: Iterable[Principal]) -> dict[UUID, Refusal]:
+    """:func:`admit` for many, in the order of their ids; the refusals of those shut out."""
+    ids = sorted({who.client_id for who in principals if who.client_id is not None})
+    query = select(Client.id, Client.state).where(among(Client.id, ids)).order_by(Client.id)
+    refused: dict[UUID, Refusal] = {}
+    for client_id, state in tx.session.execute(query.with_for_update(key_share=True)):
+        try:
+            auth.check_client(state)
+        except Refusal as refusal:
+            refused[client_id] = refusal
+    return refused
 
 
 def listed(principal: Principal) -> Select[Client]:

@@ -6,35 +6,39 @@ Owns the only ``commit`` of the project. Must not know any table or rule.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime
+from functools import partial
+from threading import Lock
+from typing import Any, TypeVar, cast
 from uuid import UUID
 
-from sqlalchemy import create_engine, text
+from sqlalchemy import ARRAY, ColumnElement, Text, Uuid, any_, create_engine, literal, text
 from sqlalchemy.exc import IntegrityError
-from sqlalchemy.orm import Session
+from sqlalchemy.orm import InstrumentedAttribute, Session
 
 from app import failpoints
+from app.batching import Batcher
 
 Clock = Callable[[], datetime]
+Q = TypeVar("Q")
+A = TypeVar("A")
 UNIQUE_VIOLATION = "23505"
 log = logging.getLogger(__name__)
 
 
 @dataclass
 class Tx:
-    """One transaction: a session, one fixed time, who acts, and what to do after the commit.
-
-    ``ring`` tells a worker of a job; use it in an after-commit hook only.
-    """
+    """One transaction: a session, one fixed time, who acts, and what to do after the commit."""
 
     session: Session
     now: datetime
     actor: str
-    ring: Callable[[UUID], None]
+    _bell: Callable[[Sequence[UUID]], None]
     _hooks: list[Callable[[], None]] = field(default_factory=list)
+    _rung: list[UUID] = field(default_factory=list)
 
     def insert(self, row: object, *, taken: Exception) -> None:
         """Insert a row at once; if its name is taken, raise ``taken``.
@@ -53,8 +57,14 @@ class Tx:
         """Do this once the transaction is committed, never if it is rolled back."""
         self._hooks.append(hook)
 
+    def ring(self, job_id: UUID) -> None:
+        """Tell a worker of this job once the transaction is committed."""
+        self._rung.append(job_id)
+
     def run_hooks(self) -> None:
         """Called by :class:`Database` alone. A failing hook is logged: the rows already stand."""
+        if self._rung:
+            self._hooks.append(partial(self._bell, self._rung))
         for hook in self._hooks:
             try:
                 hook()
@@ -71,7 +81,7 @@ class Database:
         *,
         pool: int,
         clock: Clock,
-        ring: Callable[[UUID], None],
+        bell: Callable[[Sequence[UUID]], None],
         patience: float = 20.0,
     ) -> None:
         """``patience``: seconds a transaction may stand still before the server ends it.
@@ -90,7 +100,9 @@ class Database:
             },
         )
         self._clock = clock
-        self._ring = ring
+        self._bell = bell
+        self._batchers: dict[str, Batcher[Any, Any]] = {}
+        self._lock = Lock()
 
     @contextmanager
     def transaction(self, actor: str, purpose: str) -> Iterator[Tx]:
@@ -99,12 +111,30 @@ class Database:
         ``purpose`` names the places before and after the commit (`app/failpoints.py`).
         """
         with Session(self._engine, expire_on_commit=False) as session:
-            tx = Tx(session, self._clock(), actor, self._ring)
+            tx = Tx(session, self._clock(), actor, self._bell)
             yield tx
             failpoints.reach(f"{purpose}.before_commit")
             session.commit()
         failpoints.reach(f"{purpose}.after_commit")
         tx.run_hooks()
+
+    def together(
+        self, purpose: str, work: Callable[[Tx, Sequence[Q]], Sequence[A | Exception]], asked: Q
+    ) -> A:
+        """Do one call's work in a transaction with all calls of this purpose that wait by now.
+
+        ``work`` answers every call, or names its refusal, which must have changed nothing; each
+        call is answered after the commit. The transaction's actor is nobody: ``work`` acts for each
+        caller with ``replace(tx, actor=…)``.
+        """
+
+        def commit(calls: Sequence[Q]) -> Sequence[A | Exception]:
+            with self.transaction("nobody", purpose) as tx:
+                return work(tx, calls)
+
+        with self._lock:
+            batcher = self._batchers.setdefault(purpose, Batcher(commit))
+        return cast(A, batcher.ask(asked))
 
     @contextmanager
     def singleton(self, number: int) -> Iterator[bool]:
@@ -132,3 +162,12 @@ class Database:
     def close(self) -> None:
         """Close all connections."""
         self._engine.dispose()
+
+
+def among(column: InstrumentedAttribute[Any], values: Sequence[object]) -> ColumnElement[bool]:
+    """That a column has one of these values, in the same statement however many they are.
+
+    ``IN`` would be another statement for every number, to be planned and kept by the server.
+    """
+    kind = Uuid() if isinstance(column.type, Uuid) else Text()
+    return column == any_(literal(list(values), ARRAY(kind)))

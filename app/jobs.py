@@ -11,7 +11,6 @@ import logging
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
-from functools import partial
 from uuid import UUID, uuid4
 
 from celery import Celery
@@ -84,10 +83,13 @@ class Doorbell:
     def __init__(self, redis_url: str) -> None:
         self._celery = broker(redis_url)
 
-    def ring(self, job_id: UUID) -> None:
-        """Send the id; if Redis is away the sweeper rings again later."""
+    def ring(self, job_ids: Sequence[UUID]) -> None:
+        """Send each id; if Redis is away the sweeper rings again later, for all that are left."""
         try:
-            self._celery.send_task(RUN_JOB, args=[str(job_id)], ignore_result=True, retry=False)
+            with self._celery.producer_pool.acquire(block=True) as producer:
+                options = {"producer": producer, "ignore_result": True, "retry": False}
+                for job_id in job_ids:
+                    self._celery.send_task(RUN_JOB, args=[str(job_id)], **options)
         except Exception as error:  # vendor errors of three libraries; the row stays due
             log.warning("doorbell unreachable: %s", type(error).__name__)
 
@@ -116,7 +118,7 @@ def enqueue(tx: Tx, kind: str, subject: UUID, *, project: UUID, part: int = 0) -
         created_at=tx.now,
     )
     tx.session.add(job)
-    tx.after_commit(partial(tx.ring, job.id))
+    tx.ring(job.id)
 
 
 def require(tx: Tx, kind: str, subject: UUID, *, project: UUID, parts: Iterable[int]) -> None:
@@ -135,7 +137,7 @@ def require(tx: Tx, kind: str, subject: UUID, *, project: UUID, parts: Iterable[
         where=Job.state == "done",
     )
     for job_id in tx.session.scalars(again.returning(Job.id)):
-        tx.after_commit(partial(tx.ring, job_id))
+        tx.ring(job_id)
 
 
 def restart(tx: Tx, kind: str, subject: UUID) -> None:
@@ -144,7 +146,7 @@ def restart(tx: Tx, kind: str, subject: UUID) -> None:
     mine = (Job.kind == kind) & (Job.subject_id == subject)
     query = update(Job).where(mine).values(state="due", finished_at=None, **anew)
     for job_id in tx.session.scalars(query.returning(Job.id)):
-        tx.after_commit(partial(tx.ring, job_id))
+        tx.ring(job_id)
 
 
 def claim(tx: Tx, job_id: UUID, *, seconds: float) -> Lease | None:
@@ -245,7 +247,7 @@ def remaining(tx: Tx, kind: str, subject: UUID) -> int:
 def hurry(tx: Tx, job: Job) -> None:
     """Have a due job done now, although it was to wait; its row must be locked."""
     job.run_after = tx.now
-    tx.after_commit(partial(tx.ring, job.id))
+    tx.ring(job.id)
 
 
 def known(tx: Tx, kind: str, subject: UUID) -> bool:
@@ -260,7 +262,7 @@ def revive(tx: Tx, subject: UUID, *, kinds: Sequence[str]) -> None:
     failed = (Job.subject_id == subject) & (Job.state == "failed") & Job.kind.in_(kinds)
     query = update(Job).where(failed).values(state="due", **fresh).returning(Job.id)
     for job_id in tx.session.scalars(query):
-        tx.after_commit(partial(tx.ring, job_id))
+        tx.ring(job_id)
 
 
 def drop(tx: Tx, subject: UUID) -> None:

@@ -7,7 +7,7 @@ then what follows from it. Must not know HTTP or the object store.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from uuid import UUID, uuid4
@@ -15,7 +15,7 @@ from uuid import UUID, uuid4
 from sqlalchemy import func, select
 
 from app import catalog, jobs, ledger, manifests, objects, sums
-from app.db import Tx
+from app.db import Tx, among
 from app.tables import (
     Arm,
     Assignment,
@@ -59,9 +59,10 @@ def lock_run(tx: Tx, run_id: UUID) -> Run:
     return tx.session.scalars(query, execution_options={"populate_existing": True}).one()
 
 
-def hold_run(tx: Tx, run_id: UUID) -> None:
-    """Keep a run from changing while an upload is registered; uploads do not exclude each other."""
-    tx.session.execute(select(Run.id).where(Run.id == run_id).with_for_update(read=True))
+def hold_runs(tx: Tx, run_ids: Iterable[UUID]) -> None:
+    """Keep runs from changing while uploads are registered, which do not exclude each other."""
+    query = select(Run.id).where(among(Run.id, sorted(run_ids))).order_by(Run.id)
+    tx.session.execute(query.with_for_update(read=True))
 
 
 def lock_round(tx: Tx, round_id: UUID) -> tuple[Run, Round]:
@@ -395,9 +396,14 @@ def settle(tx: Tx, assignment: Assignment) -> None:
 
 def gathering(tx: Tx, assignment: Assignment) -> bool:
     """Whether the assignment's round still takes updates."""
-    if assignment.round_id is None or tx.now >= assignment.deadline:
+    if assignment.round_id is None:
         return False
-    return RoundState(fresh_round(tx, assignment.round_id).state) in GATHERING_ROUNDS
+    return takes_updates(tx, assignment, fresh_round(tx, assignment.round_id))
+
+
+def takes_updates(tx: Tx, assignment: Assignment, current: Round) -> bool:
+    """The same of a round that was read under the lock of its run."""
+    return tx.now < assignment.deadline and RoundState(current.state) in GATHERING_ROUNDS
 
 
 def _known_mask(tx: Tx, arm_id: UUID, client_id: UUID) -> UUID | None:

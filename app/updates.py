@@ -20,7 +20,7 @@ from app.auth import Principal
 from app.db import Tx
 from app.errors import Conflict, Missing, TooLarge
 from app.settings import AppSettings
-from app.tables import Assignment, MaskRecord, Model, Run, Update, Upload
+from app.tables import Assignment, MaskRecord, Model, Round, Run, Update, Upload
 from app.wiring import Coordinator
 from fedselect.lifecycle import AssignmentEvent, AssignmentState
 from fedselect.masks import BLOCK
@@ -55,7 +55,7 @@ def reserve_update(
     assignment = checkins.own_assignment(tx, principal.client, assignment_id)
     if assignment.kind != "train":
         raise Conflict("this assignment is an evaluation: it has no upload", code="assignment_kind")
-    rounds.hold_run(tx, assignment.run_id)
+    rounds.hold_runs(tx, [assignment.run_id])
     tx.session.refresh(assignment, with_for_update=True)
     if not rounds.gathering(tx, assignment):
         raise Conflict("the round takes no more updates", code="assignment_expired")
@@ -170,32 +170,21 @@ def expiry(tx: Tx, upload: Upload, settings: AppSettings) -> datetime:
     return until
 
 
-def complete(tx: Tx, principal: Principal, upload_id: UUID) -> UploadStatus:
-    """Note that a file is in the store, and make its verification due; repeating it is harmless.
-
-    An update is on time if this commits before its round closes; otherwise it is late. Nobody asks
-    the store here: a file that is not all there is refused by its verification.
+def arrived(tx: Tx, upload: Upload, place: tuple[Assignment, Round] | None) -> UploadStatus:
+    """Note that a file is in the store; all rows are locked. ``place`` None: initial weights.
 
     Raises:
-        Missing: there is no such upload.
-        LifecycleError: its assignment was declined.
+        LifecycleError: the assignment was declined.
     """
-    clients.admit(tx, principal)
-    upload = sendable(tx, principal, upload_id)
-    assignment: Assignment | None = None
-    if upload.assignment_id is not None:
-        assignment = tx.session.get_one(Assignment, upload.assignment_id)
-        rounds.hold_run(tx, assignment.run_id)
-        tx.session.refresh(assignment, with_for_update=True)
-    tx.session.refresh(upload, with_for_update=True)
     if upload.state != "reserved":
         return status(upload)
-    if assignment is not None and not rounds.gathering(tx, assignment):
-        rounds.move_assignment(tx, assignment, AssignmentEvent.MISS, reason="behind the deadline")
+    if place is not None and not rounds.takes_updates(tx, *place):
+        reason = "behind the deadline"
+        rounds.move_assignment(tx, place[0], AssignmentEvent.MISS, reason=reason)
         upload.state, upload.reason = "late", "late"
         return status(upload)
-    if assignment is not None:
-        rounds.move_assignment(tx, assignment, AssignmentEvent.COMPLETE)
+    if place is not None:
+        rounds.move_assignment(tx, place[0], AssignmentEvent.COMPLETE)
     upload.state, upload.completed_at = "uploaded", tx.now
     jobs.enqueue(tx, VERIFY, upload.id, project=upload.project_id)
     return status(upload)

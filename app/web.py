@@ -12,9 +12,10 @@ import hmac
 import json
 import logging
 import re
-from collections.abc import Awaitable, Callable, MutableMapping
+from collections.abc import Awaitable, Callable, MutableMapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from functools import partial
 from typing import Annotated, Any, Generic, TypeVar
 from uuid import UUID, uuid4
 
@@ -38,6 +39,7 @@ from fedselect.protocol import Answer
 log = logging.getLogger(__name__)
 Shape = TypeVar("Shape", bound=BaseModel)
 Item = TypeVar("Item")
+Q = TypeVar("Q")
 Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
@@ -85,6 +87,12 @@ class Call:
         with self.core.db.transaction(self.actor, self.purpose) as tx:
             return work(tx)
 
+    def together(
+        self, work: Callable[[Tx, Sequence[Q]], Sequence[Item | Exception]], asked: Q
+    ) -> Item:
+        """Do the work for one call in one transaction with all calls of this route that wait."""
+        return self.core.db.together(self.purpose, work, asked)
+
     def create(self, body: BaseModel, work: Callable[[Tx], Shape], shape: type[Shape]) -> Shape:
         """Do creating work once per ``Idempotency-Key``, in the transaction of its effect.
 
@@ -109,8 +117,9 @@ def require(scope: Scope) -> Any:
         idempotency_key: Annotated[str | None, Header(max_length=255)] = None,
     ) -> Call:
         core: Coordinator = request.app.state.core
-        with core.db.transaction("auth", "authenticate") as tx:
-            principal = auth.authenticate(tx, core.settings.pepper, authorization, project)
+        check = partial(auth.authenticate, pepper=core.settings.pepper)
+        key = auth.presented(authorization, project)
+        principal = core.db.together("authenticate", check, key)
         core.callers.check_shared(authorization or "")
         principal.require(scope)
         parameters.refuse_unknown(request)

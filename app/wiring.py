@@ -48,7 +48,7 @@ def build(settings: AppSettings | None = None, *, clock: Clock = now) -> Coordin
         settings.database_url.get_secret_value(),
         pool=settings.database_pool,
         clock=clock,
-        ring=bell.ring,
+        bell=bell.ring,
         patience=settings.idle_transaction,
     )
     sealer = Sealer(settings.ledger_seed, settings.ledger_origin)

@@ -34,8 +34,8 @@ def sweep(core: Coordinator) -> None:
         for run_id in evaluating:
             with core.db.transaction(ACTOR, "sweep.finish_evaluation") as tx:
                 rounds.finish_evaluation(tx, run_id)
-        for job_id in forgotten:
-            core.bell.ring(job_id)
+        if forgotten:
+            core.bell.ring(forgotten)
         retention.finish_begun(core)
         if forgotten:
             log.info("rang again for %d jobs", len(forgotten))

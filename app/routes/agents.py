@@ -7,7 +7,7 @@ from uuid import UUID
 
 from fastapi import APIRouter
 
-from app import catalog, checkins, clients, parts, reports, updates
+from app import catalog, checkins, clients, completions, parts, reports, updates
 from app.auth import Scope
 from app.db import Tx
 from app.routes import problems
@@ -146,7 +146,7 @@ def upload_status(upload_id: UUID, call: Call = require(Scope.UPLOAD)) -> Upload
 )
 def complete(upload_id: UUID, call: Call = require(Scope.UPLOAD)) -> UploadStatus:
     """A durable fact once answered; verification follows. Repeating it is harmless."""
-    return call.run(lambda tx: updates.complete(tx, call.who, upload_id))
+    return call.together(completions.complete, (call.who, upload_id))
 
 
 @router.post(

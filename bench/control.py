@@ -1,0 +1,140 @@
+"""The control plane under load: acknowledgements, verification, check-ins, memory over time.
+
+Everything on one machine, load generators in processes of their own. The stack is durable. What is
+called a rate is counted from the first request to the last answer; percentiles are of raw samples.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+
+from bench.fleet import Fleet, Samples, Tenant, measured, wait
+from bench.harness import Figure, Outcome, Room, bench
+
+AGENTS = 200
+LIMIT = "the limit"
+
+
+@bench(
+    quick={"processes": [1], "runs": 1, "agents": 40},
+    full={"processes": [1, 2], "runs": 15, "agents": AGENTS},
+    minutes=(1, 15),
+)
+def completions(room: Room, *, processes: Sequence[int], runs: int, agents: int) -> Outcome:
+    """`complete` with the objects staged, then their verification, both by 1 and 2 processes."""
+    figures: list[Figure] = []
+    notes: list[str] = []
+    for count in processes:
+        fleet = Fleet(room, count)
+        _acknowledge(fleet, count, runs=runs, agents=agents, figures=figures, notes=notes)
+        fleet.stack.down()
+    return Outcome(figures, notes=notes)
+
+
+def _acknowledge(
+    fleet: Fleet, count: int, *, runs: int, agents: int, figures: list[Figure], notes: list[str]
+) -> None:
+    tenants = [fleet.tenant(agents) for _ in range(runs)]
+    for each in tenants:
+        fleet.run(each, goal=agents)
+    lines = [[t.keys[n] for t in tenants] for n in range(agents)]
+    load = fleet.load("stage_then_complete", lines, staging=8)
+    load.reaches("staged")
+    fleet.stack.stop("worker")  # what it would do meanwhile is measured below
+    with measured(fleet) as used:
+        load.go()
+        found = load.result()
+    done = found.of("complete")
+    done.check(202)
+    what = f"complete, {agents} agents, {_processes(count)}"
+    slowest = done.percentile(99)
+    figures += [
+        Figure(f"{what}: rate", done.rate, LIMIT, 300, 1, unit="/s", at_least=True),
+        Figure(f"{what}: p99", slowest, LIMIT, 250, 1),
+        *_information(found, count),
+    ]
+    notes.append(_where(what, len(done.calls), used, done.span, found.cpu))
+    rate, verifying = _verified(fleet, len(done.calls))
+    what = f"verified updates of 10 kB, {_processes(count)}"
+    figures.append(Figure(what, rate, LIMIT, 40, 1, unit="/s", at_least=True))
+    notes.append(_where(what, len(done.calls), verifying, len(done.calls) / rate, 0))
+
+
+def _information(found: Samples, count: int) -> list[Figure]:
+    """What staging showed by the way, with 8 calls at a time."""
+    figures = []
+    for kind in ("join", "reserve"):
+        calls = found.of(kind)
+        calls.check(200, 201)
+        what = f"{kind}, 8 at a time, {_processes(count)}: median"
+        figures.append(Figure(what, calls.percentile(50), LIMIT, 150))
+    return figures
+
+
+def _verified(fleet: Fleet, count: int) -> tuple[float, dict[str, float]]:
+    """Updates a second from the first to the last acceptance, with the usual two processes."""
+    fleet.stack.start("worker")
+    query = "SELECT count(*) FROM updates"
+    with measured(fleet) as used:
+        begin = time.monotonic()
+        wait(lambda: fleet.sql(query)[0][0] == count, "verification", seconds=600)
+        print(f"verified within {time.monotonic() - begin:.1f} s")
+    spread = "SELECT extract(epoch FROM max(created_at) - min(created_at)) FROM updates"
+    return (count - 1) / float(fleet.sql(spread)[0][0]), used
+
+
+@bench(
+    quick={"processes": [1], "registered": 1000, "polling": 100, "seconds": 6, "every": 3},
+    full={"processes": [1, 2], "registered": 10_000, "polling": 1000, "seconds": 90, "every": 30},
+    minutes=(1, 10),
+)
+def check_ins(
+    room: Room,
+    *,
+    processes: Sequence[int],
+    registered: int,
+    polling: int,
+    seconds: float,
+    every: float,
+) -> Outcome:
+    """Check-ins of a fleet that polls, while a run goes on that has no place for it."""
+    figures, notes = [], []
+    for count in processes:
+        fleet = Fleet(room, count)
+        tenant = fleet.tenant(registered)
+        fleet.run(tenant, goal=2)
+        _fill(fleet, tenant, 2)
+        with measured(fleet) as used:
+            plan = {"every": every, "seconds": seconds}
+            found = fleet.load("poll", [tenant.keys[-polling:]], **plan).result()
+        calls = found.of("check-in")
+        calls.check(200)
+        what = f"check-in, {registered:,} registered, {polling:,} poll, {_processes(count)}"
+        figures += [
+            Figure(f"{what}: p99", calls.percentile(99), LIMIT, 150, 1),
+            Figure(f"{what}: median", calls.percentile(50), LIMIT, 150),
+        ]
+        notes.append(_where(what, len(calls.calls), used, calls.span, found.cpu))
+        fleet.stack.down()
+    return Outcome(figures, notes=notes)
+
+
+def _fill(fleet: Fleet, tenant: Tenant, places: int) -> None:
+    """Let the first clients take the places of the round, so that the others have to wait."""
+    load = fleet.load("stage_then_complete", [[key] for key in tenant.keys[:places]], staging=1)
+    load.reaches("staged")
+    load.go()
+    load.result()
+
+
+def _processes(count: int) -> str:
+    return f"{count} process{'es' * (count > 1)}"
+
+
+def _where(what: str, calls: int, used: dict[str, float], span: float, cpu: float) -> str:
+    """A sentence about who used the processor, in ms per call."""
+    parts = [f"{name} {1000 * s / calls:.2f}" for name, s in used.items() if s > 0.01 * span]
+    loaded = f"; the load generator used {100 * cpu / span:.0f} % of a core" if cpu else ""
+    said = f"{what}: {calls} in {span:.1f} s; processor time in ms for each: {', '.join(parts)}"
+    return f"{said}{loaded}."
