@@ -1,8 +1,9 @@
-"""A whole run on real processes: coordinator, Celery worker, scheduler and agents.
+"""Whole runs on real processes, in every encoding: coordinator, Celery worker, scheduler, agents.
 
 One agent is killed with ``kill -9`` in the middle and started again. That the service then still
 publishes the very versions that the simulation computes shows that nothing was lost or counted
-twice, that the agent kept its personal parameters, and that both run the same rules.
+twice, that the agent kept its personal parameters and what its encoding lost, and that both run the
+same rules.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator
 from types import ModuleType
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -17,20 +19,25 @@ import pytest
 from app.localstack import LocalStack
 from fedselect.agent_state import AgentFolder
 from fedselect.client import Client
+from fedselect.deltas import Encoding
+from fedselect.policies import Wire
 from fedselect.tasks import example_clients, load_task
 
 pytestmark = pytest.mark.e2e
 ROUNDS, SITES = 8, 3
 
 
-@pytest.fixture(scope="module")
-def demo(demo_module: ModuleType, product: LocalStack) -> Iterator[object]:
+@pytest.fixture(scope="module", params=get_args(Encoding))
+def demo(
+    demo_module: ModuleType, product: LocalStack, request: pytest.FixtureRequest
+) -> Iterator[object]:
     environment = product.environment()
     project, key = demo_module.new_project(environment)
     sites = dict(list(example_clients("digits").items())[:SITES])
     url = environment["PUBLIC_URL"]
     with Client(url, key=key) as admin:
         settings = demo_module.demo_settings(ROUNDS, SITES)
+        settings = settings.model_copy(update={"wire": Wire(encoding=request.param)})
         yield demo_module.Demo("digits", sites, settings, product.root, url, admin, project)
 
 
@@ -101,6 +108,11 @@ def test_the_simulation_agrees_bit_for_bit(demo, finished):
         assert kept.participations == ROUNDS
         assert kept.mask == state.mask
         np.testing.assert_array_equal(kept.theta, state.theta)
+        if demo.settings.wire.encoding == "f32":
+            assert kept.residual is state.residual is None
+        else:
+            np.testing.assert_array_equal(kept.residual, state.residual)
+            assert kept.residual.any()
     scores = {e.client_name: e.scores["post"] for e in demo.admin.evaluations(finished.id)}
     assert {n: s.correct for n, s in scores.items()} == {
         n: s["post"].correct for n, s in result.scores.items()
