@@ -236,6 +236,12 @@ def _document(
     mask = tx.session.get(MaskRecord, assignment.mask_id) if assignment.mask_id else None
     number = tx.session.get_one(Round, assignment.round_id).number if assignment.round_id else None
     settings = RunSettings.model_validate(run.settings)
+    deltas = catalog.deltas_to(
+        tx, base, body.versions, storage=core.storage, lifetime=core.settings.url_lifetime
+    )
+    if assignment.download_size is None:
+        whole = base.size if deltas is None else 0
+        assignment.download_size = whole + sum(each.download.size for each in deltas or ())
     return AssignmentDocument(
         id=assignment.id,
         kind="train" if assignment.kind == "train" else "evaluate",
@@ -246,13 +252,7 @@ def _document(
         state=AssignmentState(assignment.state),
         space_digest=model.space_digest,
         base=catalog.version_info(base),
-        deltas=catalog.deltas_to(
-            tx,
-            base,
-            body.versions,
-            storage=core.storage,
-            lifetime=core.settings.url_lifetime,
-        ),
+        deltas=deltas,
         origin=catalog.version_info(catalog.origin_version(tx, assignment.arm_id)),
         mask=MaskInfo(version=mask.number, sha256=mask.sha256) if mask else None,
         deadline=assignment.deadline,

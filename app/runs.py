@@ -189,7 +189,7 @@ def round_detail(tx: Tx, principal: Principal, round_id: UUID) -> RoundDetail:
     tx.session.flush()
     found = get_round(tx, principal, round_id)
     query = (
-        select(Assignment, Client.name, Upload.id, Upload.detail)
+        select(Assignment, Client.name, Upload)
         .join(Client, Client.id == Assignment.client_id)
         .outerjoin(Upload, Upload.assignment_id == Assignment.id)
         .where(Assignment.round_id == round_id)
@@ -200,17 +200,19 @@ def round_detail(tx: Tx, principal: Principal, round_id: UUID) -> RoundDetail:
             **_columns(assignment),
             client_name=name,
             assigned_at=assignment.created_at,
-            upload_id=upload_id,
-            detail=detail,
+            upload_id=upload and upload.id,
+            detail=upload and upload.detail,
+            update_size=upload.size if upload and upload.completed_at else None,
         )
-        for assignment, name, upload_id, detail in tx.session.execute(query)
+        for assignment, name, upload in tx.session.execute(query)
     ]
     (brief,) = round_infos(tx, [found])
     return RoundDetail(**brief.model_dump(), assignments=assignments)
 
 
 def _columns(row: Assignment) -> dict[str, Any]:
-    return {name: getattr(row, name) for name in ("id", "client_id", "attempt", "state", "reason")}
+    names = ("id", "client_id", "attempt", "state", "reason", "download_size")
+    return {name: getattr(row, name) for name in names}
 
 
 def _round_info(found: Round, version_id: UUID | None, manifest: str | None) -> RoundInfo:

@@ -326,6 +326,7 @@ class Assignment(Table):
     attempt: Mapped[int]
     state: Mapped[str]
     reason: Mapped[str | None]
+    download_size: Mapped[int | None]  # bytes of the files that it was first told to fetch
     deadline: Mapped[datetime]
     created_at: Mapped[datetime]
 

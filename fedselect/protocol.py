@@ -304,6 +304,10 @@ class AssignmentInfo(Answer):
     assigned_at: datetime
     upload_id: UUID | None = Field(description="Of its newest file; `getUpload` tells its state.")
     detail: str | None = Field(description="Why that file was refused, in words.")
+    update_size: int | None = Field(None, description="Bytes of that file, if it was sent.")
+    download_size: int | None = Field(
+        None, description="Bytes of the version or delta files that it was told to fetch."
+    )
 
 
 class RoundInfo(Answer):

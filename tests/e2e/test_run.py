@@ -113,10 +113,24 @@ def test_the_simulation_agrees_bit_for_bit(demo, finished):
         else:
             np.testing.assert_array_equal(kept.residual, state.residual)
             assert kept.residual.any()
+    received = {e.client_name: e.bytes_received for e in demo.admin.evaluations(finished.id)}
+    assert received == result.bytes_down
     scores = {e.client_name: e.scores["post"] for e in demo.admin.evaluations(finished.id)}
     assert {n: s.correct for n, s in scores.items()} == {
         n: s["post"].correct for n, s in result.scores.items()
     }
+
+
+def test_versions_travelled_as_deltas_where_that_was_agreed(demo, finished):
+    encoding = demo.settings.wire.encoding
+    versions = sorted(demo.admin.versions(finished.id), key=lambda version: version.number)
+    assert {v.encoding for v in versions[1:]} == {encoding}
+    for found in demo.admin.evaluations(finished.id):
+        deltas = sum(v.delta_size or 0 for v in versions)
+        assert found.delta_bytes_received == deltas
+        whole = versions[0].size if deltas else sum(v.size for v in versions)
+        assert found.bytes_received == whole + deltas
+        assert min(found.control_sent, found.control_received) > 10_000
 
 
 def test_masks_grew_and_the_last_updates_carried_less(demo, finished):

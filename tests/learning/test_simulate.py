@@ -8,8 +8,11 @@ from learning_tasks import Awkward, BlobTask, mlp
 
 from fedselect import Mask, Policy, RoundPolicy, RunSettings, Training, preset, preset_run
 from fedselect.aggregate import Contribution, reference
+from fedselect.deltafiles import step
+from fedselect.deltas import quantise, scale_counts
 from fedselect.errors import FedSelectError, SpaceError
 from fedselect.personal import derive_seed
+from fedselect.policies import Wire
 from fedselect.simulate import simulate
 from fedselect.training import TorchLearner
 from fedselect.wire import encode_version, file_digest
@@ -43,6 +46,44 @@ def test_fedavg_is_the_plain_mean_of_what_the_clients_trained():
     np.testing.assert_array_equal(result.values, values)
     assert result.versions[-1] == file_digest(encode_version(result.space.digest, values))
     assert len(result.versions) == len(set(result.versions)) == 3
+
+
+@pytest.mark.parametrize("encoding", ["bf16", "int8"])
+def test_a_run_of_deltas_follows_the_same_course_in_other_bytes(encoding):
+    plain = simulate(tasks(), settings("fedselect"))
+    rule = settings("fedselect", wire=Wire(encoding=encoding))
+    coded = simulate(tasks(), rule)
+    assert coded.versions[0] == plain.versions[0]
+    assert not set(coded.versions[1:]) & set(plain.versions)
+    start = TorchLearner(tasks()["site-0"]).initial()
+    gap = np.linalg.norm(coded.values - plain.values) / np.linalg.norm(plain.values - start)
+    assert gap < {"bf16": 0.02, "int8": 0.2}[encoding]
+    assert simulate(tasks(), rule).versions == coded.versions
+    for state in coded.states.values():
+        assert state.residual is not None
+        assert not state.residual[state.merge_mask.to_bool()].any()
+    assert all(state.residual is None for state in plain.states.values())
+
+
+@pytest.mark.parametrize("encoding", ["bf16", "int8"])
+def test_every_version_of_a_run_of_deltas_is_the_base_and_the_quantised_mean(encoding):
+    rule = settings("fedavg", rounds=1, wire=Wire(encoding=encoding))
+    result = simulate(tasks(), rule)
+    start = TorchLearner(tasks()["site-0"]).initial()
+    parts = []
+    for name, task in tasks().items():
+        learner = TorchLearner(task)
+        seed = derive_seed(rule, name, 1)
+        theta = learner.participate(None, start, settings=rule, seed=seed).theta
+        mask = Mask.initial(learner.space)
+        codes = quantise(theta - start, encoding, mask)
+        values = codes.values(scale_counts(mask.packed, mask.dim))
+        parts.append(Contribution(mask, values))
+    mean = reference(np.zeros_like(start), parts, rule.round.min_contributors)
+    file = encode_version(result.space.digest, start)
+    expected, delta = step(file, mean, space=result.space.digest, encoding=encoding)
+    assert result.versions[1] == file_digest(expected)
+    assert result.bytes_down["site-0"] == len(file) + min(len(delta), len(expected))
 
 
 def test_examples_weigh_the_mean_when_asked():

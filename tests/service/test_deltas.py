@@ -63,6 +63,10 @@ class DeltaRun:
         found = everything(self.project.owner, f"/v1/runs/{self.run['id']}/rounds")
         return {r["number"]: r for r in found}
 
+    def detail(self, number):
+        found = ok(self.project.owner.get(f"/v1/rounds/{self.rounds()[number]['id']}"))
+        return found["assignments"]
+
     def file(self, number):
         (found,) = (v for v in self.versions() if v["number"] == number)
         path = f"/v1/versions/{found['id']}/download"
@@ -162,6 +166,25 @@ def test_a_chain_is_offered_only_while_it_is_smaller(project):
     smaller = [sum(deltas[held:]) < whole for held in range(5)]
     assert set(smaller) == {True, False}, (whole, deltas)
     assert [run.offered(held)["deltas"] is not None for held in range(5)] == smaller
+
+
+def test_a_round_says_what_was_sent_and_what_was_to_be_fetched(project):
+    run = DeltaRun(project, "int8", rows=1000, rounds=3).play()
+    held = run.versions()[0]["sha256"]
+    late = run.clients[1]
+    for _ in range(2):  # what counts is the first answer: then it has the file
+        work = run.offered(0)
+    deliver(run.clients[0], work, train(work, run.model.space).data)
+    assert late.assignment(encodings=ALL, versions=[held])["deltas"]
+    drain(project)
+    first, second = (run.detail(number) for number in (1, 2))
+    whole, delta = run.versions()[0]["size"], run.versions()[1]["delta_size"]
+    sizes = [len(made.data) for made in run.sent[0]]
+    assert [(a["update_size"], a["download_size"]) for a in first] == [
+        (size, whole) for size in sizes
+    ]
+    assert [a["download_size"] for a in second] == [delta, delta]
+    assert second[1]["update_size"] is None
 
 
 def test_small_models_come_whole(project):
