@@ -93,6 +93,26 @@ def federation(folder: Path, *, clients: int, **config: Any) -> Iterator[tuple[P
             _end_family(child)
 
 
+def check(clients: int) -> None:
+    """Give up where Flower does: on a machine that is too busy it starts client processes anew
+    before the old ones have begun, until nothing else runs.
+
+    Raises:
+        RuntimeError: there are three times as many as clients.
+    """
+    family = psutil.Process().children(recursive=True)
+    names = [name for name in map(_command, family) if "flwr-clientapp" in name]
+    if len(names) > 3 * clients:
+        raise RuntimeError(f"{len(names)} client processes of Flower: the machine is too busy")
+
+
+def _command(process: psutil.Process) -> str:
+    try:
+        return " ".join(process.cmdline())
+    except psutil.Error:
+        return ""
+
+
 def _toml(value: Any) -> str:
     return f'"{value}"' if isinstance(value, str) else str(value)
 

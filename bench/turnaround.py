@@ -196,10 +196,14 @@ def _flower(folder: Path, size: Size) -> Taken:
     with flower.federation(folder, clients=size.clients, **config) as (notes, peaks):
 
         def over() -> bool:
+            flower.check(size.clients)
             return notes.exists() and len(notes.read_text().splitlines()) > rounds
 
-        if not until(over, seconds=PATIENCE * (1 + rounds)):
-            raise TimeoutError(f"Flower's rounds did not end, see {folder.name}")
+        deadline = time.monotonic() + PATIENCE * (1 + rounds)
+        while not over():
+            if time.monotonic() > deadline:
+                raise TimeoutError(f"Flower's rounds did not end, see {folder.name}")
+            time.sleep(EVERY)
         times = [float(line) for line in notes.read_text().splitlines()]
     took = [after - before for before, after in pairwise(times)]
     seconds = statistics.median(took[WARM["none"] :])
