@@ -26,7 +26,7 @@ from fedselect.deltas import DeltaEncoding
 from fedselect.lifecycle import AssignmentState, RoundState, RunState
 from fedselect.masks import Mask
 from fedselect.personal import Participation, PersonalState, Score
-from fedselect.policies import RoundPolicy, RunSettings
+from fedselect.policies import RoundPolicy, RunSettings, Wire
 from fedselect.space import FloatVector, Kind, ParameterSpace, Role
 
 from .fake_ledger import Ledger
@@ -128,14 +128,16 @@ class Coordinator:
     at_once: int = 64
     space_digest: str = SPACE.digest
     ledger: Ledger = field(default_factory=Ledger)
-    delta: DeltaEncoding | None = None  # of what versions add to each other
+    delta: DeltaEncoding | None = None  # of updates, and of what versions add to each other
     steps: list[bytes] = field(default_factory=list)  # the file that leads from n to n + 1
 
     def __post_init__(self) -> None:
         start = np.linspace(-1, 1, SPACE.dim).astype(np.float32)
         self._add_version(start)
         self.settings = RunSettings(
-            rounds=max(self.rounds, 3), round=RoundPolicy(goal=2, retry_after=4)
+            rounds=max(self.rounds, 3),
+            round=RoundPolicy(goal=2, retry_after=4),
+            wire=Wire(encoding=self.delta or "f32"),
         )
 
     # --- HTTP ----------------------------------------------------------------------------------
@@ -360,20 +362,19 @@ class Coordinator:
             upper=upper,
             known_mask=mask,
             known_mask_version=version,
+            encoding=self.settings.wire.encoding,
         )
 
     def _publish(self, row: Row) -> None:
         # The mask was noted at acceptance, so the file is read under what was known before it.
-        plan = self._plan(row)
-        layout = wire.read_update_layout(self.objects[row.object])
-        section = layout.sections["values"]
-        values = np.frombuffer(self.objects[row.object][section.start : section.stop], "<f4")
+        mask = self._plan(row).known_mask or Mask.empty(SPACE.dim)
+        values = wire.update_values(self.objects[row.object], mask)
         base = wire.decode_version(
             self.files[row.base], space_digest=SPACE.digest, dim=SPACE.dim
         ).copy()
-        shared = ~plan.known_mask.to_bool() if plan.known_mask else np.ones(SPACE.dim, bool)
+        shared = ~mask.to_bool()
         mean = np.zeros_like(base)
-        mean[shared] = 0.5 * (values - base[shared])
+        mean[shared] = 0.5 * (values if self.delta else values - base[shared])
         if self.delta is None:
             self._add_version(base + mean)
         else:

@@ -209,11 +209,14 @@ def test_a_client_that_was_away_catches_up_in_one_chain(live: Live) -> None:
 # --- tentative until published -----------------------------------------------------------------
 
 
+@pytest.mark.parametrize("delta", [None, "bf16", "int8"])
 @pytest.mark.parametrize("fate", ["abandon", "cancel", "reject", "late", "expire"])
-def test_work_that_does_not_count_is_discarded_and_done_again(live: Live, fate: str) -> None:
-    plain = live(rounds=2)
+def test_work_that_does_not_count_is_discarded_and_done_again(
+    live: Live, fate: str, delta: str | None
+) -> None:
+    plain = live(rounds=2, delta=delta)
     plain.run()
-    life = live(rounds=2, fates={(2, 1): fate, (2, 2): fate})
+    life = live(rounds=2, delta=delta, fates={(2, 1): fate, (2, 2): fate})
     life.run()
     lost = [O.DISCARDED] if fate == "expire" else [O.TRAINED, O.DISCARDED]
     assert life.outcomes() == [
@@ -229,6 +232,20 @@ def test_work_that_does_not_count_is_discarded_and_done_again(live: Live, fate: 
     assert len(life.other.sent) == 2 + sent
     more = life.record().bytes_sent - plain.record().bytes_sent
     assert (more > 0) == bool(sent)
+
+
+@pytest.mark.parametrize("delta", ["bf16", "int8"])
+def test_what_an_encoding_loses_is_kept_where_the_element_is_still_shared(
+    live: Live, delta: str
+) -> None:
+    life = live(rounds=3, delta=delta)
+    life.run()
+    state = life.state()
+    assert state.residual is not None
+    personal = state.merge_mask.to_bool()
+    assert not state.residual[personal].any()
+    assert state.residual[~personal].any()
+    assert PersonalState.from_bytes(state.to_bytes(SPACE), SPACE).residual is not None
 
 
 def test_a_failed_round_is_not_over(live: Live) -> None:
