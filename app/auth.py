@@ -98,12 +98,15 @@ class Principal:
     role: str
     scopes: frozenset[Scope]
     client_id: UUID | None = None
+    member_id: UUID | None = None
     organisation_wide: bool = False
     expires_at: datetime | None = None
 
     @property
     def actor(self) -> str:
         """How the ledger names this principal."""
+        if self.member_id is not None:
+            return f"member:{self.member_id}"
         return f"client:{self.client_id}" if self.client_id else f"key:{self.key_id}"
 
     @property
@@ -123,8 +126,8 @@ class Principal:
     def identity(self) -> Identity:
         """This principal as the interface shows it."""
         return Identity(
-            kind="client" if self.client_id else "key",
-            id=str(self.client_id or self.key_id),
+            kind="person" if self.member_id else "client" if self.client_id else "key",
+            id=str(self.member_id or self.client_id or self.key_id),
             role=self.role,
             scopes=sorted(self.scopes),
             organisation_id=self.organisation_id,
@@ -196,15 +199,20 @@ def _digest(secret: str, pepper: bytes) -> bytes:
 
 
 class Presented(NamedTuple):
-    """What a caller sends: a key's id and secret, and the project that it is about."""
+    """What a caller sends: a key's id and secret, the project that it is about, a certificate."""
 
     key_id: str
     secret: str
     project: UUID | None
+    certificate: str | None = None
 
 
-def presented(authorization: str | None, project: UUID | None = None) -> Presented:
+def presented(
+    authorization: str | None, project: UUID | None = None, certificate: str | None = None
+) -> Presented:
     """The key in an ``Authorization: Bearer`` header.
+
+    ``certificate`` is the SHA-256 (hex) of the client certificate that the proxy has checked.
 
     Raises:
         Unauthorized: there is none, or it is mistyped.
@@ -215,7 +223,7 @@ def presented(authorization: str | None, project: UUID | None = None) -> Present
     found = read(text.strip(), KEY_PREFIX)
     if found is None:
         raise _unknown()
-    return Presented(*found, project)
+    return Presented(*found, project, certificate)
 
 
 def authenticate(tx: Tx, calls: Sequence[Presented], *, pepper: bytes) -> list[Principal | Refusal]:
@@ -234,6 +242,7 @@ def authenticate(tx: Tx, calls: Sequence[Presented], *, pepper: bytes) -> list[P
             if key is None or not hmac.compare_digest(key.digest, _digest(call.secret, pepper)):
                 raise _unknown()
             _check_alive(key, state, tx.now)
+            _check_certificate(key, call.certificate)
             found.append(_principal(tx, key, call.project))
         except Refusal as refusal:
             found.append(refusal)
@@ -291,6 +300,16 @@ def _check_alive(key: Key, client_state: str | None, now: datetime) -> None:
         raise Unauthorized("this key has expired", code="key_expired")
     if client_state is not None:
         check_client(client_state)
+
+
+def _check_certificate(key: Key, shown: str | None) -> None:
+    if key.certificate is None:
+        return
+    if shown is None or not hmac.compare_digest(key.certificate, shown.lower()):
+        raise Unauthorized(
+            "this key works with the client certificate alone that it is bound to",
+            code="certificate_mismatch",
+        )
 
 
 def check_client(state: str) -> None:

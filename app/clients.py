@@ -67,7 +67,14 @@ def applicant(body: Registration) -> str:
     return f"enrolment:{found[0]}" if found else "public"
 
 
-def register(tx: Tx, body: Registration, *, settings: AppSettings, ledger_key: str) -> Registered:
+def register(
+    tx: Tx,
+    body: Registration,
+    certificate: str | None,
+    *,
+    settings: AppSettings,
+    ledger_key: str,
+) -> Registered:
     """Admit the holder of an enrolment token as a new client; it is told the ledger's key to keep.
 
     Raises:
@@ -94,7 +101,9 @@ def register(tx: Tx, body: Registration, *, settings: AppSettings, ledger_key: s
         project=project.id,
         body={"enrolment": enrolment.id},  # no name: it must be possible to forget it
     )
-    issued = keys.for_client(tx, settings.pepper, project=project, client=client.id)
+    issued = keys.for_client(
+        tx, settings.pepper, project=project, client=client.id, certificate=certificate
+    )
     return Registered(client=info(client), key=issued.key, ledger_key=ledger_key)
 
 

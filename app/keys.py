@@ -39,10 +39,13 @@ def first(
     return _issue(tx, pepper, row)
 
 
-def for_client(tx: Tx, pepper: bytes, *, project: Project, client: UUID) -> KeyIssued:
-    """The key of a client that has just been registered."""
+def for_client(
+    tx: Tx, pepper: bytes, *, project: Project, client: UUID, certificate: str | None = None
+) -> KeyIssued:
+    """The key of a client that has just been registered, bound to the certificate it showed."""
     place = {"organisation_id": project.organisation_id, "project_id": project.id}
-    return _issue(tx, pepper, Key(**place, client_id=client, role="client", name=""))
+    row = Key(**place, client_id=client, role="client", name="", certificate=certificate)
+    return _issue(tx, pepper, row)
 
 
 def create(tx: Tx, principal: Principal, body: KeyCreate, *, pepper: bytes) -> KeyIssued:
@@ -60,9 +63,7 @@ def create(tx: Tx, principal: Principal, body: KeyCreate, *, pepper: bytes) -> K
             f"role {body.role} has no scope {_names(lacking)}; it has {_names(ROLES[body.role])}",
             code="scope_unknown",
         )
-    beyond = granted - principal.scopes
-    if beyond:
-        raise Forbidden(f"this key has no scope {_names(beyond)} itself", code="scope_beyond")
+    check_gift(principal, granted)
     if body.organisation:
         principal.require_organisation()
     expires = tx.now + timedelta(seconds=body.expires_in) if body.expires_in else None
@@ -72,9 +73,21 @@ def create(tx: Tx, principal: Principal, body: KeyCreate, *, pepper: bytes) -> K
         role=body.role,
         name=body.name,
         scopes=scopes,
+        certificate=body.certificate,
         expires_at=_earlier(expires, principal.expires_at),
     )
     return _issue(tx, pepper, row)
+
+
+def check_gift(principal: Principal, granted: Iterable[str]) -> None:
+    """Nobody gives away a scope that they lack themselves.
+
+    Raises:
+        Forbidden: scope_beyond.
+    """
+    beyond = set(granted) - principal.scopes
+    if beyond:
+        raise Forbidden(f"you have no scope {_names(beyond)} yourself", code="scope_beyond")
 
 
 def rotate(
@@ -103,6 +116,7 @@ def rotate(
         role=old.role,
         name=old.name,
         scopes=old.scopes,
+        certificate=old.certificate,
         predecessor_id=old.id,
         expires_at=tx.now + lifetime if lifetime else None,
     )

@@ -76,6 +76,16 @@ class AppSettings(DatabaseSettings):
     clients_per_organisation: int = Field(
         10_000, ge=0, description="Clients, not revoked, of an organisation that has no own limit."
     )
+    oidc_issuer: str | None = Field(
+        None,
+        description="Identity provider of people: the `iss` of their tokens.",
+    )
+    oidc_audience: str = Field("fedselect", description="The `aud` that their tokens must have.")
+    mtls_header: str | None = Field(
+        None,
+        description="Header in which the proxy in front, and nobody else, puts the SHA-256 (hex) "
+        "of a client certificate that it has checked. Unset: bound keys do not work.",
+    )
     url_lifetime: float = Field(900, gt=0, le=3600, description="Seconds a signed URL lives.")
     multipart_keep: float = Field(
         86_400, ge=3600, description="Seconds an unfinished upload in parts may lie in the store."

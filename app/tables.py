@@ -120,11 +120,28 @@ class Key(Table):
     role: Mapped[str]
     scopes: Mapped[list[str] | None]
     predecessor_id: Mapped[str | None] = mapped_column(ForeignKey("keys.id"), unique=True)
+    certificate: Mapped[str | None]
     digest: Mapped[bytes]
     created_at: Mapped[datetime]
     expires_at: Mapped[datetime | None]
     last_used_at: Mapped[datetime | None]
     revoked_at: Mapped[datetime | None]
+
+
+class Member(Table):
+    """What a person who signs in elsewhere may do, in a project or a whole organisation."""
+
+    __tablename__ = "members"
+    __table_args__ = (Index("ix_members_person", "issuer", "subject"),)
+    id: Mapped[UUID] = _id()
+    organisation_id: Mapped[UUID] = mapped_column(ForeignKey("organisations.id"), index=True)
+    project_id: Mapped[UUID | None] = mapped_column(ForeignKey("projects.id"))
+    issuer: Mapped[str]
+    subject: Mapped[str]
+    name: Mapped[str]
+    role: Mapped[str]
+    created_at: Mapped[datetime]
+    ended_at: Mapped[datetime | None]
 
 
 class Enrolment(Table):

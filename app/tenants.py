@@ -30,6 +30,11 @@ def ensure_organisation(tx: Tx, name: str) -> Organisation:
     return found
 
 
+def lock_organisation(tx: Tx, organisation_id: UUID) -> Organisation:
+    """The organisation's row, locked."""
+    return tx.session.get_one(Organisation, organisation_id, with_for_update=True)
+
+
 def ensure_project(tx: Tx, *, organisation: str, project: str) -> Project:
     """The project of that name, created with its organisation if it is not there."""
     owner = ensure_organisation(tx, organisation)
@@ -139,7 +144,7 @@ def check_room(tx: Tx, project_id: UUID, *, more: int, most: int, tokens: bool) 
         Conflict: client_limit.
     """
     project = tx.session.get_one(Project, project_id, with_for_update=True)
-    owner = tx.session.get_one(Organisation, project.organisation_id, with_for_update=True)
+    owner = lock_organisation(tx, project.organisation_id)
     own = select(Project.id).where(Project.organisation_id == owner.id)
     limit = owner.client_limit if owner.client_limit is not None else most
     scopes: list[tuple[str, int, list[UUID]]] = [

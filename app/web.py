@@ -26,12 +26,13 @@ from pydantic import BaseModel
 from sqlalchemy import Select, text, tuple_
 from sqlalchemy.orm import InstrumentedAttribute
 
-from app import auth, parameters
+from app import auth, members, parameters
 from app.auth import PROJECT_HEADER, Principal, Scope
 from app.db import Tx
 from app.errors import Conflict, Invalid, Outdated, TooLarge, TooMany
 from app.limits import Callers
 from app.problems import problem
+from app.settings import AppSettings
 from app.tables import IdempotentAnswer
 from app.wiring import Coordinator
 from fedselect.protocol import Answer
@@ -44,8 +45,13 @@ Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 # Tells the description how to send a key; ``auth`` reads the header itself and says what is wrong.
-BEARER = HTTPBearer(auto_error=False, scheme_name="key", description="A key: `fsk_…`")
+BEARER = HTTPBearer(
+    auto_error=False,
+    scheme_name="key",
+    description="A key, `fsk_…`, or a person's token of the identity provider.",
+)
 PROJECT = "Which project, for a key of a whole organisation; others need none."
+FINGERPRINT = re.compile(r"[0-9a-f]{64}")
 REQUEST_ID = re.compile(r"^[A-Za-z0-9._-]{1,64}$")
 
 
@@ -69,6 +75,7 @@ class Call:
     idempotency_key: str | None
     purpose: str  # the name of the route's function
     anonymous: str = "public"  # who asks on a route that needs no key
+    certificate: str | None = None  # that the proxy has checked; for the registration
 
     @property
     def who(self) -> Principal:
@@ -117,9 +124,7 @@ def require(scope: Scope) -> Any:
         idempotency_key: Annotated[str | None, Header(max_length=255)] = None,
     ) -> Call:
         core: Coordinator = request.app.state.core
-        check = partial(auth.authenticate, pepper=core.settings.pepper)
-        key = auth.presented(authorization, project)
-        principal = core.db.together("authenticate", check, key)
+        principal = _principal(core, request, authorization, project)
         core.callers.check_shared(authorization or "")
         principal.require(scope)
         parameters.refuse_unknown(request)
@@ -127,6 +132,26 @@ def require(scope: Scope) -> Any:
 
     authenticated.scope = scope  # type: ignore[attr-defined]  # read by the route walk of the tests
     return Depends(authenticated)
+
+
+def _principal(
+    core: Coordinator, request: Request, authorization: str | None, project: UUID | None
+) -> Principal:
+    person = core.issuer.person(authorization) if core.issuer else None
+    if person is not None:
+        with core.db.transaction("auth", "authenticate_person") as tx:
+            return members.principal_of(tx, person, project)
+    check = partial(auth.authenticate, pepper=core.settings.pepper)
+    key = auth.presented(authorization, project, certificate(core.settings, request))
+    return core.db.together("authenticate", check, key)
+
+
+def certificate(settings: AppSettings, request: Request) -> str | None:
+    """The SHA-256 (hex) of the client certificate, as the proxy in front says (MTLS_HEADER)."""
+    if settings.mtls_header is None:
+        return None
+    said = request.headers.get(settings.mtls_header, "").replace(":", "").strip().lower()
+    return said if FINGERPRINT.fullmatch(said) else None
 
 
 def public() -> Any:
@@ -137,7 +162,9 @@ def public() -> Any:
         idempotency_key: Annotated[str | None, Header(max_length=255)] = None,
     ) -> Call:
         core: Coordinator = request.app.state.core
-        return Call(core, _route(request), None, idempotency_key, _purpose(request))
+        shown = certificate(core.settings, request)
+        place = (core, _route(request), None, idempotency_key, _purpose(request))
+        return Call(*place, certificate=shown)
 
     unauthenticated.scope = None  # type: ignore[attr-defined]
     return Depends(unauthenticated)

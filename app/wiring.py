@@ -14,6 +14,7 @@ from app.heads import StoredHeads
 from app.jobs import Doorbell
 from app.ledger import Sealer
 from app.limits import Callers, Rate
+from app.oidc import Issuer
 from app.settings import AppSettings, read
 from app.storage import S3Storage
 
@@ -29,6 +30,7 @@ class Coordinator:
     heads: StoredHeads
     bell: Doorbell
     callers: Callers
+    issuer: Issuer | None
 
     def close(self) -> None:
         """Release connections."""
@@ -56,4 +58,7 @@ def build(settings: AppSettings | None = None, *, clock: Clock = now) -> Coordin
     heads = StoredHeads(storage, settings.ledger_origin)
     rate = Rate(settings.calls_per_second, settings.calls_burst)
     callers = Callers(settings.redis_url.get_secret_value(), rate)
-    return Coordinator(settings, db, storage, sealer, heads, bell, callers)
+    issuer = None
+    if settings.oidc_issuer is not None:
+        issuer = Issuer(settings.oidc_issuer, settings.oidc_audience)
+    return Coordinator(settings, db, storage, sealer, heads, bell, callers, issuer)

@@ -11,10 +11,13 @@ from uuid import UUID
 
 from pydantic import Field, StringConstraints
 
-from fedselect.protocol import Answer, Name, Request, Tag
+from fedselect.protocol import Answer, Name, Request, Sha256, Tag
 
 DAY = 86_400  # seconds
 Title = Annotated[str, StringConstraints(max_length=100, pattern=r"^[^\x00-\x1f\x7f]*$")]
+Subject = Annotated[
+    str, StringConstraints(min_length=1, max_length=255, pattern=r"^[^\x00-\x1f\x7f]*$")
+]
 StaffRole = Literal["owner", "operator", "auditor", "viewer"]
 ClientLimit = Annotated[int, Field(ge=0, le=1_000_000)]
 
@@ -82,6 +85,33 @@ class KeyCreate(Request):
     organisation: bool = Field(
         False, description="For all projects of the organisation, present and future."
     )
+    certificate: Sha256 | None = Field(
+        None,
+        description="SHA-256 of the only client certificate with which it works (MTLS_HEADER).",
+    )
+
+
+class MemberCreate(Request):
+    """Let a person in who signs in with the identity provider."""
+
+    subject: Subject = Field(description="The claim `sub` of their tokens.")
+    name: Title = Field("", description="For people to read.", examples=["Dr. Sato"])
+    role: StaffRole
+    organisation: bool = Field(
+        False, description="In all projects of the organisation, present and future."
+    )
+
+
+class MemberInfo(Answer):
+    """A person and their role."""
+
+    id: UUID
+    subject: str
+    name: str
+    role: str
+    project_id: UUID | None = Field(description="None: in the whole organisation.")
+    created_at: datetime
+    ended_at: datetime | None
 
 
 class KeyRotate(Request):
@@ -100,6 +130,9 @@ class KeyInfo(Answer):
     project_id: UUID | None = Field(description="None: for the whole organisation.")
     client_id: UUID | None
     predecessor_id: str | None = Field(description="The key that this one replaces.")
+    certificate: str | None = Field(
+        None, description="SHA-256 of the client certificate that must be shown with it."
+    )
     created_at: datetime
     expires_at: datetime | None
     last_used_at: datetime | None = Field(description="To the minute.")

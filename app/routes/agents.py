@@ -38,12 +38,13 @@ OWN = require(Scope.CLIENT_OWN)
 )
 def register(body: Registration, call: Call = public()) -> Registered:
     """Admits the holder of a single-use enrolment token; the key is shown this one time."""
-    ours = call.core.sealer.public_key
+    ours, settings = call.core.sealer.public_key, call.core.settings
     call = replace(call, anonymous=clients.applicant(body))
 
     def work(tx: Tx) -> Registered:
         key = reports.ledger_keys(tx, public_key=ours).public_key
-        return clients.register(tx, body, settings=call.core.settings, ledger_key=key)
+        shown = call.certificate
+        return clients.register(tx, body, shown, settings=settings, ledger_key=key)
 
     return call.create(body, work, Registered)
 

@@ -8,11 +8,11 @@ from uuid import UUID
 from fastapi import APIRouter, Response
 from fastapi import Path as Segment
 
-from app import keys, tenants
+from app import keys, members, tenants
 from app.auth import Scope
 from app.db import Tx
 from app.routes import problems
-from app.tables import Key, Project
+from app.tables import Key, Member, Project
 from app.web import Call, IfMatch, Page, Paged, check_match, etag, page, require
 from fedselect.tenancy import (
     Identity,
@@ -20,6 +20,8 @@ from fedselect.tenancy import (
     KeyInfo,
     KeyIssued,
     KeyRotate,
+    MemberCreate,
+    MemberInfo,
     ProjectChange,
     ProjectCreate,
     ProjectInfo,
@@ -119,6 +121,46 @@ def change_project(
 
 def _tag(project: ProjectInfo) -> str:
     return etag(project.id, project.name, project.client_limit)
+
+
+@router.post(
+    "/members",
+    operation_id="addMember",
+    summary="Let a person in who signs in elsewhere",
+    status_code=201,
+    responses=problems(401, 403, 409),
+)
+def add_member(body: MemberCreate, call: Call = KEYS) -> MemberInfo:
+    """Their token is sent like a key; it says who they are, the membership what they may do."""
+    issuer = call.core.settings.oidc_issuer
+    return call.create(
+        body, lambda tx: members.create(tx, call.who, body, issuer=issuer), MemberInfo
+    )
+
+
+@router.get(
+    "/members", operation_id="listMembers", summary="List members", responses=problems(401, 403)
+)
+def list_members(paging: Paged, call: Call = require(Scope.KEY_READ)) -> Page[MemberInfo]:
+    """Oldest first, former ones included."""
+
+    def work(tx: Tx) -> Page[MemberInfo]:
+        order = (Member.created_at, Member.id)
+        rows, cursor = page(tx, members.listed(call.who), order=order, paging=paging)
+        return Page(items=[members.info(row) for row in rows], next=cursor)
+
+    return call.run(work)
+
+
+@router.post(
+    "/members/{member_id}/end",
+    operation_id="endMember",
+    summary="End a membership now",
+    responses=problems(401, 403, 404),
+)
+def end_member(member_id: UUID, call: Call = KEYS) -> MemberInfo:
+    """Repeating it is harmless."""
+    return call.run(lambda tx: members.end(tx, call.who, member_id))
 
 
 @router.post(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
+from uuid import uuid4
 
 import pytest
 from fastapi.routing import APIRoute
@@ -70,6 +71,9 @@ ALLOWED: dict[str, set[str]] = {
     "GET /v1/keys/{key_id}": AUDITS,
     "POST /v1/keys/{key_id}/rotate": {OWNER},
     "POST /v1/keys/{key_id}/revoke": {OWNER},
+    "POST /v1/members": {OWNER},
+    "GET /v1/members": AUDITS,
+    "POST /v1/members/{member_id}/end": {OWNER},
     "POST /v1/webhooks": {OWNER},
     "GET /v1/webhooks": AUDITS,
     "GET /v1/webhooks/{webhook_id}": AUDITS,
@@ -109,7 +113,7 @@ ALLOWED: dict[str, set[str]] = {
 }
 HOOK = {"url": "https://example.org/told", "events": ["round.published"]}
 NOWHERE = "00000000-0000-4000-8000-000000000000"
-LISTS = ["clients", "models", "runs", "jobs", "projects", "keys", "webhooks"]
+LISTS = ["clients", "models", "runs", "jobs", "projects", "keys", "webhooks", "members"]
 
 
 def walk(routes: Iterable[Any]) -> Iterator[APIRoute]:
@@ -168,6 +172,7 @@ def bodies_for(model_id: str, token: str) -> dict[str, Json]:
         "PATCH /v1/projects/{project_id}": {"client_limit": 1000},
         "POST /v1/keys": {"role": VIEWER},
         "POST /v1/keys/{key_id}/rotate": {},
+        "POST /v1/members": {"subject": "somebody", "role": VIEWER},
         "POST /v1/webhooks": HOOK,
         "PATCH /v1/webhooks/{webhook_id}": {"events": ["run.paused"]},
         "PATCH /v1/clients/{client_id}": {"tags": ["seen"]},
@@ -204,6 +209,13 @@ def world(core: Any, api: TestClient) -> World:
         webhooks.follow(tx)
     query = "SELECT id FROM deliveries WHERE webhook_id = :h ORDER BY seq DESC"
     ((delivery,), *_) = project.sql(query, h=hook)
+    member = uuid4()
+    project.sql(
+        "INSERT INTO members (id, organisation_id, project_id, issuer, subject, name, role,"
+        " created_at) SELECT :m, organisation_id, id, 'x', 'y', '', 'viewer', now()"
+        " FROM projects WHERE id = :project",
+        m=member,
+    )
     # A job that nobody does.
     space = {"name": "waiting", "space": make_space().to_json()}
     waiting = ok(project.owner.post("/v1/models", space), 201)
@@ -221,6 +233,7 @@ def world(core: Any, api: TestClient) -> World:
             "round_id": spare[0]["id"],
             "job_id": str(due_jobs(project)[0]),
             "project_id": str(project.id),
+            "member_id": str(member),
             "webhook_id": hook,
             "delivery_id": str(delivery),
             "key_id": ok(project.owner.post("/v1/keys", {"role": VIEWER}), 201)["info"]["id"],
@@ -348,6 +361,8 @@ def test_roles_that_may(world: World, name: str) -> None:
             assert answer.status_code in {200, 404}
         elif name.startswith("GET /v1/ledger/proofs/"):
             refused(answer, 422, "request_invalid")  # of what, it was not told
+        elif name == "POST /v1/members":
+            refused(answer, 409, "no_issuer")
         elif name == "POST /v1/projects":
             refused(answer, 403, "organisation_key_needed")
         elif role != CLIENT and name.startswith("POST /v1/uploads/"):
