@@ -14,7 +14,7 @@ from datetime import timedelta
 from uuid import UUID, uuid4
 
 from celery import Celery
-from sqlalchemy import ColumnElement, func, or_, select, update
+from sqlalchemy import ColumnElement, case, func, or_, select, update
 from sqlalchemy.dialects.postgresql import insert
 
 from app.db import Tx
@@ -157,6 +157,25 @@ def claim(tx: Tx, job_id: UUID, *, seconds: float) -> Lease | None:
         job.state, run_after=job.run_after, lease_until=job.lease_until, now=tx.now
     ):
         return None
+    return _taken(tx, job, seconds)
+
+
+def claim_next(tx: Tx, project: UUID, *, kinds: Sequence[str], seconds: float) -> Lease | None:
+    """Take a due job of a project, the earlier kinds first; None if there is none."""
+    due = (Job.state == "due") & (Job.run_after <= tx.now)
+    order = case({kind: place for place, kind in enumerate(kinds)}, value=Job.kind)
+    query = (
+        select(Job)
+        .where(due, Job.project_id == project, Job.kind.in_(kinds))
+        .order_by(order, Job.run_after, Job.part)
+        .limit(1)
+        .with_for_update(skip_locked=True)
+    )
+    job = tx.session.scalars(query).first()
+    return None if job is None else _taken(tx, job, seconds)
+
+
+def _taken(tx: Tx, job: Job, seconds: float) -> Lease:
     until = tx.now + timedelta(seconds=seconds)
     hold = leases.claim(job.lease_epoch, job.attempts, token=uuid4(), until=until)
     job.state, job.lease_token, job.lease_epoch = "leased", hold.token, hold.epoch

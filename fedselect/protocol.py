@@ -334,7 +334,7 @@ class RoundDetail(RoundInfo):
 
 # The canonical sum of DESIGN §4. A manifest records both, so that anyone can add in the same order.
 GROUP = 8  # updates summed together before the group sums are folded from the left
-SHARD = 16 * BLOCK  # elements one aggregation job takes at a time
+SHARD = 32 * BLOCK  # elements one aggregation job takes at a time
 
 
 class ManifestUpdate(Answer):

@@ -6,7 +6,7 @@ Owns the end of a shard's sum and the joining of shards. The arithmetic is in
 
 from __future__ import annotations
 
-from typing import BinaryIO, cast
+import hashlib
 
 from app import jobs, ledger, manifests, objects, rounds, sums
 from app.db import Tx
@@ -15,6 +15,7 @@ from app.rounds import StoredFile
 from app.tables import Round
 from app.wiring import Coordinator
 from workers import folding, shards
+from workers.copying import Copy
 from workers.pieces import Joined, Pieces
 
 ACTOR = "worker"
@@ -62,11 +63,10 @@ def publish(core: Coordinator, lease: Lease, progress: Progress) -> None:
         key = f"versions/{current.arm_id}/{current.number}-{current.attempt}"
         _note(tx, lease, "publish.begun", manifest=manifests.digest(tx, lease.subject_id))
     pieces, delta = Pieces(core.storage, manifest, lease.subject_id), None
-    with pieces.version(progress) as joined:
-        file = _store(core, lease, key, joined=joined, progress=progress)
+    file = _store(core, lease, key, joined=pieces.version(), progress=progress)
     if manifest.encoding != "f32":
-        with pieces.delta(manifest.encoding, file.sha256, progress) as joined:
-            delta = _store(core, lease, f"{key}.delta", joined=joined, progress=progress)
+        joined = pieces.delta(manifest.encoding, file.sha256)
+        delta = _store(core, lease, f"{key}.delta", joined=joined, progress=progress)
     with core.db.transaction(ACTOR, "publish.done") as tx:
         rounds.publish(tx, lease, file, delta)
 
@@ -77,22 +77,15 @@ def _store(
     with core.db.transaction(ACTOR, "publish.claim") as tx:
         jobs.renew(tx, lease, seconds=core.settings.lease)
         objects.claim(tx, key, project=lease.project_id, size=joined.size)
+    digest = hashlib.sha256()
     # A zombie may write this object as well, but only with the very same bytes.
-    core.storage.put(key, cast(BinaryIO, _Reported(joined.file, progress)), joined.size)
-    return StoredFile(key, joined.sha256, joined.size)
-
-
-class _Reported:
-    """A file whose every reading is progress, so that a long upload keeps its lease."""
-
-    def __init__(self, file: BinaryIO, progress: Progress) -> None:
-        self._file = file
-        self._progress = progress
-
-    def read(self, size: int = -1) -> bytes:
-        """The next bytes."""
-        self._progress()
-        return self._file.read(size)
+    with Copy(core.storage, key, joined.size) as copy:
+        for piece in joined.pieces:
+            digest.update(piece)
+            copy.write(piece)
+            progress()
+        copy.keep()
+    return StoredFile(key, digest.hexdigest(), joined.size)
 
 
 def _note(tx: Tx, lease: Lease, action: str, **digests: str) -> None:

@@ -26,4 +26,4 @@ def _core() -> wiring.Coordinator:
 @celery.task(name=RUN_JOB)  # type: ignore[untyped-decorator]  # celery ships no types
 def run_job(job_id: str) -> None:
     """Somebody rang for this job."""
-    running.run_job(_core(), UUID(job_id))
+    running.answer(_core(), UUID(job_id))

@@ -9,17 +9,14 @@ from __future__ import annotations
 
 import hashlib
 import io
-import tempfile
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import chain
-from typing import BinaryIO, NamedTuple, cast
+from typing import NamedTuple
 from uuid import UUID
 
 import numpy as np
 
-from app.jobs import Progress
 from app.storage import Storage
 from fedselect import wire
 from fedselect.aggregate import Accumulator
@@ -29,16 +26,14 @@ from fedselect.masks import BLOCK
 from fedselect.protocol import Manifest
 from fedselect.space import FloatVector
 
-IN_MEMORY = 8 * 1024**2
 VALUES, DELTA = "", ".delta"  # how the key of a piece ends
 
 
 class Joined(NamedTuple):
-    """A file that is complete and not yet stored, with its SHA-256 (hex) and its bytes."""
+    """A file that is joined while it is read: its length, and its bytes piece by piece."""
 
-    file: BinaryIO
-    sha256: str
     size: int
+    pieces: Iterator[bytes]
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,48 +70,27 @@ class Pieces:
     def _key(self, part: int, kind: str) -> str:
         return f"partials/{self.round_id}/{part}{kind}"
 
-    def _read(self, kind: str) -> Iterator[bytes]:
-        for part in range(-(-self.manifest.elements // self.manifest.shard)):
-            yield self.storage.read(self._key(part, kind))
-
-    @contextmanager
-    def version(self, progress: Progress) -> Iterator[Joined]:
+    def version(self) -> Joined:
         """The version file."""
         head = wire.version_head(self.manifest.space, self.manifest.elements)
-        with _joined(chain([head], self._read(VALUES)), progress) as joined:
-            yield joined
+        values = (self.storage.read(self._key(part, VALUES)) for part in self._parts())
+        return Joined(len(head) + 4 * self.manifest.elements, chain([head], values))
 
-    @contextmanager
-    def delta(self, encoding: DeltaEncoding, result: str, progress: Progress) -> Iterator[Joined]:
-        """The delta file that leads from the base to the version file of digest ``result``."""
-        tables: list[bytes] = []
-        manifest = self.manifest
-        digests = manifest.base_sha256, result
-        meta = DeltaMeta(manifest.space, *digests, encoding, manifest.elements)
-        with _joined(self._frames(encoding, tables), progress) as frames:
-            lengths = np.frombuffer(b"".join(tables), dtype="<u4")
-            head = delta_head(meta, lengths, frames.size)
-            chunks = iter(lambda: frames.file.read(IN_MEMORY), b"")
-            with _joined(chain([head], chunks), progress) as joined:
-                yield joined
+    def delta(self, encoding: DeltaEncoding, result: str) -> Joined:
+        """The delta file that leads from the base to the version file of digest ``result``.
 
-    def _frames(self, encoding: DeltaEncoding, tables: list[bytes]) -> Iterator[bytes]:
-        """The frames of every shard; the lengths of their planes go to ``tables``."""
-        manifest = self.manifest
-        for part, piece in enumerate(self._read(DELTA)):
+        The lengths of all planes come before the first frame, so they are read first.
+        """
+        manifest, places = self.manifest, []
+        for part in self._parts():
             size = min(manifest.shard, manifest.elements - part * manifest.shard)
-            table = 4 * PLANES[encoding] * -(-size // BLOCK)
-            tables.append(piece[:table])
-            yield piece[table:]
+            places.append((self._key(part, DELTA), 4 * PLANES[encoding] * -(-size // BLOCK)))
+        tables = b"".join(self.storage.read(key, 0, table) for key, table in places)
+        total = sum((self.storage.size(key) or 0) - table for key, table in places)
+        meta = DeltaMeta(manifest.space, manifest.base_sha256, result, encoding, manifest.elements)
+        head = delta_head(meta, np.frombuffer(tables, dtype="<u4"), total)
+        frames = (self.storage.read(key, table) for key, table in places)
+        return Joined(len(head) + total, chain([head], frames))
 
-
-@contextmanager
-def _joined(pieces: Iterable[bytes], progress: Progress) -> Iterator[Joined]:
-    digest, size = hashlib.sha256(), 0
-    with tempfile.SpooledTemporaryFile(max_size=IN_MEMORY) as spool:
-        for piece in pieces:
-            digest.update(piece)
-            size += spool.write(piece)
-            progress()
-        spool.seek(0)
-        yield Joined(cast(BinaryIO, spool), digest.hexdigest(), size)
+    def _parts(self) -> range:
+        return range(-(-self.manifest.elements // self.manifest.shard))

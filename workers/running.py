@@ -29,6 +29,8 @@ HANDLERS: dict[str, Handler] = {
     "publish": aggregation.publish,
     sums.DISCARD: folding.discard,
 }
+# What a worker goes on with by itself, before it hears the next bell; the first of them first.
+ROUNDS_OWN = ("publish", "aggregate", sums.FOLD, sums.DISCARD)
 SPARED = frozenset({sums.FOLD, sums.DISCARD})  # a round does without these
 ACTOR = "worker"
 
@@ -57,12 +59,31 @@ class Renewal:
         self._due = self._clock() + self._every
 
 
-def run_job(core: Coordinator, job_id: UUID) -> None:
-    """Do a job if it is still due; whoever rings twice is answered once."""
+def answer(core: Coordinator, job_id: UUID) -> None:
+    """Do a job if it is still due, and then what is due of its project's rounds.
+
+    Behind a bell wait all that rang before. What a round needs must not wait there: sums keep step
+    with what is verified, and the shards of a closing round follow each other at once.
+    """
+    lease = run_job(core, job_id)
+    while lease is not None:
+        with core.db.transaction(ACTOR, "job.claim") as tx:
+            seconds = core.settings.lease
+            lease = jobs.claim_next(tx, lease.project_id, kinds=ROUNDS_OWN, seconds=seconds)
+        if lease is not None:
+            _work(core, lease)
+
+
+def run_job(core: Coordinator, job_id: UUID) -> Lease | None:
+    """Do a job if it is still due; whoever rings twice is answered once (the second time, None)."""
     with core.db.transaction(ACTOR, "job.claim") as tx:
         lease = jobs.claim(tx, job_id, seconds=core.settings.lease)
-    if lease is None:
-        return
+    if lease is not None:
+        _work(core, lease)
+    return lease
+
+
+def _work(core: Coordinator, lease: Lease) -> None:
     try:
         _check_attempts(lease, core.settings.job_attempts)
         HANDLERS[lease.kind](core, lease, Renewal(core, lease))

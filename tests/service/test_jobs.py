@@ -315,3 +315,40 @@ def test_work_that_nobody_takes_is_noticed(
     assert stalled()
     running.run_job(project.core, due)
     assert not stalled()
+
+
+# --- one bell, and what follows from it --------------------------------------------------------
+
+
+def test_who_is_rung_for_goes_on_with_what_its_project_s_rounds_need(
+    project: Project, other: Project
+) -> None:
+    """The last verification, the sum, the version and the clearing up: nobody rings between."""
+    for each in (project, other):
+        model = make_model(each)
+        make_run(each, model)
+        for seed, client in enumerate(make_clients(each, 2)):
+            contribute(client, model, seed=seed)
+    first, second = due_jobs(project)
+    running.answer(project.core, first)
+    assert due_jobs(project) == [second], "verifying waits for its own bell"
+    running.answer(project.core, second)
+    assert due_jobs(project) == []
+    found = everything(project.owner, "/v1/jobs")
+    kinds = sorted(job["kind"] for job in found if job["state"] == "done")
+    assert kinds == ["aggregate", "discard", "publish", "verify", "verify", "verify"]
+    assert len(due_jobs(other)) == 2, "another project's bells are heard when they ring"
+    running.answer(project.core, first)  # a message that comes twice
+
+
+def test_a_job_that_failed_waits_although_its_worker_goes_on(
+    project: Project, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = make_model(project)
+    make_run(project, model, goal=1, quorum=1, min_contributors=1)
+    contribute(make_clients(project, 1)[0], model)
+    (job,) = due_jobs(project)
+    monkeypatch.setitem(running.HANDLERS, "aggregate", _broken)
+    running.answer(project.core, job)
+    found = everything(project.owner, "/v1/jobs")
+    assert [(j["state"], j["attempts"]) for j in found if j["kind"] == "aggregate"] == [("due", 1)]
