@@ -7,18 +7,21 @@ common answer, "nothing for you now", takes no lock.
 from __future__ import annotations
 
 import math
-from datetime import timedelta
+from datetime import datetime, timedelta
+from functools import cache
+from typing import Any
 from uuid import UUID
 
-from sqlalchemy import ColumnElement, Select, func, or_, select
+from sqlalchemy import Select, bindparam, exists, func, select, true
 from sqlalchemy.orm import aliased
 
-from app import catalog, ledger, rounds
+from app import catalog, rounds
 from app.auth import Principal
 from app.db import Tx
 from app.errors import Conflict, Missing
 from app.tables import (
     Assignment,
+    CheckpointRecord,
     Client,
     EvaluationRecord,
     MaskRecord,
@@ -63,23 +66,64 @@ def check_in(tx: Tx, principal: Principal, body: CheckIn, *, core: Coordinator) 
     Raises:
         Missing: ``pending`` is not an assignment of this client.
     """
-    client = tx.session.get_one(Client, principal.client)
-    if client.last_seen_at is None or tx.now - client.last_seen_at > SEEN_EVERY:
-        client.last_seen_at = tx.now
-    outcome = _outcome(tx, client, body.pending) if body.pending else None
-    work = None if _unsettled(outcome) else (_open(tx, client) or _join(tx, client, body))
-    run = _newest_run(tx, client)
-    policy = RunSettings.model_validate(run.settings).round if run else RoundPolicy()
-    low, high = _window(outcome, policy)
-    checkpoint = ledger.newest_checkpoint(tx)
+    client_id = principal.client
+    seen = tx.session.execute(_situation(), {"client": client_id}).one()
+    if seen.last_seen_at is None or tx.now - seen.last_seen_at > SEEN_EVERY:
+        tx.session.get_one(Client, client_id).last_seen_at = tx.now
+    outcome = _outcome(tx, client_id, body.pending) if body.pending else None
+    work = None if _unsettled(outcome) else _work(tx, client_id, body, evaluating=seen.evaluating)
+    settings = RunSettings.model_validate(seen.settings) if seen.settings else None
+    low, high = _window(outcome, settings.round if settings else RoundPolicy())
     return CheckInAnswer(
         assignment=_document(tx, work, body, core=core) if work else None,
         pending=outcome,
         retry_after_min=low,
         retry_after_max=high,
-        checkpoint=checkpoint.text if checkpoint else None,
-        run_state=RunState(run.state) if run else None,
-        unable=_unable(run, body) if run and work is None else None,
+        checkpoint=seen.checkpoint,
+        run_state=RunState(seen.run_state) if seen.run_state else None,
+        unable=_unable(seen, settings, body) if settings and work is None else None,
+    )
+
+
+# The statements of every check-in are built once: building one costs more than executing it.
+@cache
+def _situation() -> Select[Any]:
+    """Of ``:client``: when it was seen, the newest run of its project, whether any run evaluates
+    there, and the newest signed head of the ledger.
+    """
+    evaluated = aliased(Run)
+    run = (
+        select(Run.name, Run.state, Run.settings)
+        .where(Run.project_id == Client.project_id, Run.state != RunState.CREATED.value)
+        .order_by(Run.created_at.desc())
+        .limit(1)
+        .lateral()
+    )
+    evaluating = exists().where(
+        evaluated.project_id == Client.project_id, evaluated.state == RunState.EVALUATING.value
+    )
+    head = select(CheckpointRecord.text).order_by(CheckpointRecord.size.desc()).limit(1)
+    return (
+        select(
+            Client.last_seen_at,
+            run.c.name.label("run_name"),
+            run.c.state.label("run_state"),
+            run.c.settings,
+            evaluating.label("evaluating"),
+            head.scalar_subquery().label("checkpoint"),
+        )
+        .outerjoin(run, true())
+        .where(Client.id == bindparam("client"))
+    )
+
+
+def _unable(seen: Any, settings: RunSettings, body: CheckIn) -> str | None:
+    encoding = settings.wire.encoding
+    if seen.run_state != RunState.RUNNING or encoding in body.encodings:
+        return None
+    return (
+        f"run {seen.run_name!r} exchanges {encoding} files, this agent can do "
+        f"{', '.join(body.encodings) or 'none'}; install a newer fedselect at the client"
     )
 
 
@@ -90,18 +134,8 @@ def _window(outcome: Outcome | None, policy: RoundPolicy) -> tuple[float, float]
     return closing_window(policy.retry_after, crowd=crowd)
 
 
-def _unable(run: Run, body: CheckIn) -> str | None:
-    encoding = RunSettings.model_validate(run.settings).wire.encoding
-    if run.state != RunState.RUNNING or encoding in body.encodings:
-        return None
-    return (
-        f"run {run.name!r} exchanges {encoding} files, this agent can do "
-        f"{', '.join(body.encodings) or 'none'}; install a newer fedselect at the client"
-    )
-
-
-def _outcome(tx: Tx, client: Client, assignment_id: UUID) -> Outcome:
-    assignment = own_assignment(tx, client.id, assignment_id)
+def _outcome(tx: Tx, client_id: UUID, assignment_id: UUID) -> Outcome:
+    assignment = own_assignment(tx, client_id, assignment_id)
     state = None
     if assignment.round_id is not None:
         state = RoundState(tx.session.get_one(Round, assignment.round_id).state)
@@ -123,108 +157,98 @@ def _unsettled(outcome: Outcome | None) -> bool:
     return outcome.state in {AssignmentState.UPLOADED, AssignmentState.ACCEPTED}
 
 
-def _open(tx: Tx, client: Client) -> Assignment | None:
-    gathering = Round.state.in_([s.value for s in GATHERING_ROUNDS])
-    evaluating = (Assignment.kind == "evaluate") & (Run.state == RunState.EVALUATING.value)
-    query = (
+def _work(tx: Tx, client_id: UUID, body: CheckIn, *, evaluating: bool) -> Assignment | None:
+    """The oldest open assignment, else a new one: in a round that rejected this client's update,
+    or in one that still selects.
+    """
+    places = tx.session.execute(_places(), {"client": client_id}).all()
+    given: list[Assignment] = [p.Assignment for p in places if p.Assignment is not None]
+    given = [each for each in given if each.state in OPEN_ASSIGNMENTS and each.deadline > tx.now]
+    if evaluating:
+        given += tx.session.scalars(_evaluations(), {"client": client_id, "now": tx.now})
+    if given:
+        return min(given, key=lambda each: each.created_at)
+    places = [each for each in places if each.encoding in body.encodings]
+    open_to = [p for p in places if _again(p, tx.now)] or [p for p in places if _new(p, tx.now)]
+    return _join(tx, client_id, open_to[0].Round.id) if open_to else None
+
+
+@cache
+def _places() -> Select[Any]:
+    """The gathering rounds of the project of ``:client``, each with its last place there."""
+    last = (
+        select(Assignment)
+        .where(Assignment.round_id == Round.id, Assignment.client_id == Client.id)
+        .order_by(Assignment.attempt.desc())
+        .limit(1)
+        .lateral()
+    )
+    most = Run.settings["round"]["client_attempts"].as_integer()
+    encoding = func.coalesce(Run.settings["wire"]["encoding"].as_string(), "f32")
+    return (
+        select(Round, aliased(Assignment, last, name="Assignment"))
+        .add_columns(Run.state.label("run_state"), most.label("most"), encoding.label("encoding"))
+        .join(Client, Client.project_id == Round.project_id)
+        .join(Run, Run.id == Round.run_id)
+        .outerjoin(last, true())
+        .where(
+            Client.id == bindparam("client"),
+            Round.state.in_([s.value for s in GATHERING_ROUNDS]),
+        )
+        .order_by(Round.opened_at)
+    )
+
+
+@cache
+def _evaluations() -> Select[Assignment]:
+    """The open evaluations of ``:client``."""
+    return (
         select(Assignment)
         .join(Run, Run.id == Assignment.run_id)
-        .outerjoin(Round, Round.id == Assignment.round_id)
         .where(
-            Assignment.client_id == client.id,
+            Assignment.client_id == bindparam("client"),
+            Assignment.kind == "evaluate",
             Assignment.state.in_([s.value for s in OPEN_ASSIGNMENTS]),
-            Assignment.deadline > tx.now,
-            or_(gathering, evaluating),
+            Assignment.deadline > bindparam("now"),
+            Run.state == RunState.EVALUATING.value,
         )
-        .order_by(Assignment.created_at)
-        .limit(1)
     )
-    return tx.session.scalars(query).first()
 
 
-def _join(tx: Tx, client: Client, body: CheckIn) -> Assignment | None:
-    able = _able(body)
-    round_id = tx.session.scalar(_rejected_in(tx, client).where(able))
-    round_id = round_id or tx.session.scalar(_new_to(tx, client).where(able))
-    if round_id is None:
-        return None
+def _again(place: Any, now: datetime) -> bool:
+    """Whether the client may have another attempt, its last one having been rejected."""
+    last = place.Assignment
+    if last is None or last.state != AssignmentState.REJECTED or last.deadline <= now:
+        return False
+    return bool(last.attempt < (place.most or RoundPolicy().client_attempts))
+
+
+def _new(place: Any, now: datetime) -> bool:
+    """Whether the round still selects and the client has no place in it."""
+    selecting = place.Round.state == RoundState.SELECTING and place.Round.selection_ends > now
+    return bool(selecting and place.Assignment is None and place.run_state == RunState.RUNNING)
+
+
+def _join(tx: Tx, client_id: UUID, round_id: UUID) -> Assignment | None:
     # What was read before the lock may have changed: look again under it.
     run, current = rounds.lock_round(tx, round_id)
     mine = select(Assignment).where(
-        Assignment.round_id == round_id, Assignment.client_id == client.id
+        Assignment.round_id == round_id, Assignment.client_id == client_id
     )
-    last = tx.session.scalars(mine.order_by(Assignment.attempt.desc()).limit(1)).first()
+    last = tx.session.scalars(
+        mine.order_by(Assignment.attempt.desc()).limit(1),
+        execution_options={"populate_existing": True},
+    ).first()
     if last is None:
         new = current.state == RoundState.SELECTING and run.state == RunState.RUNNING
-        return rounds.assign(tx, run, current, client) if new else None
+        return rounds.assign(tx, run, current, client_id) if new else None
     if last.state in OPEN_ASSIGNMENTS and rounds.gathering(tx, last):
         return last  # given a moment ago, by a call whose answer the client did not get
     policy = RunSettings.model_validate(run.settings).round
     again = may_try_again(AssignmentState(last.state), last.attempt, policy)
     if not again or not rounds.gathering(tx, last):
         return None
-    return rounds.assign(tx, run, current, client, attempt=last.attempt + 1)
-
-
-def _able(body: CheckIn) -> ColumnElement[bool]:
-    """That the agent can write and read the files of a run."""
-    encoding = Run.settings["wire"]["encoding"].as_string()
-    return func.coalesce(encoding, "f32").in_(body.encodings)
-
-
-def _new_to(tx: Tx, client: Client) -> Select[UUID]:
-    """The oldest round that still selects and where the client has no place."""
-    mine = aliased(Assignment)
-    taken = select(mine.id).where(mine.round_id == Round.id, mine.client_id == client.id).exists()
-    return (
-        select(Round.id)
-        .join(Run, Run.id == Round.run_id)
-        .where(
-            Round.project_id == client.project_id,
-            Round.state == RoundState.SELECTING.value,
-            Round.selection_ends > tx.now,
-            Run.state == RunState.RUNNING.value,
-            ~taken,
-        )
-        .order_by(Round.opened_at)
-        .limit(1)
-    )
-
-
-def _rejected_in(tx: Tx, client: Client) -> Select[UUID]:
-    """The oldest round that gathers and where the client may have another attempt."""
-    last, later = aliased(Assignment), aliased(Assignment)
-    followed = select(later.id).where(
-        later.round_id == last.round_id,
-        later.client_id == client.id,
-        later.attempt > last.attempt,
-    )
-    most = Run.settings["round"]["client_attempts"].as_integer()
-    return (
-        select(Round.id)
-        .join(last, last.round_id == Round.id)
-        .join(Run, Run.id == Round.run_id)
-        .where(
-            last.client_id == client.id,
-            last.state == AssignmentState.REJECTED.value,
-            last.deadline > tx.now,
-            last.attempt < func.coalesce(most, RoundPolicy().client_attempts),
-            Round.state.in_([s.value for s in GATHERING_ROUNDS]),
-            ~followed.exists(),
-        )
-        .order_by(Round.opened_at)
-        .limit(1)
-    )
-
-
-def _newest_run(tx: Tx, client: Client) -> Run | None:
-    query = (
-        select(Run)
-        .where(Run.project_id == client.project_id, Run.state != RunState.CREATED.value)
-        .order_by(Run.created_at.desc())
-        .limit(1)
-    )
-    return tx.session.scalars(query).first()
+    return rounds.assign(tx, run, current, client_id, attempt=last.attempt + 1)
 
 
 def _document(
@@ -293,8 +317,7 @@ def decline(tx: Tx, principal: Principal, assignment_id: UUID, body: Decline) ->
         reason = body.reason or "declined by the client"
         rounds.move_assignment(tx, assignment, AssignmentEvent.DECLINE, reason=reason)
         rounds.settle(tx, assignment)
-    client = tx.session.get_one(Client, principal.client)
-    return _outcome(tx, client, assignment.id)
+    return _outcome(tx, principal.client, assignment.id)
 
 
 def evaluate(

@@ -327,7 +327,7 @@ def part_done(tx: Tx, lease: jobs.Lease) -> None:
 # --- assignments -------------------------------------------------------------------------------
 
 
-def assign(tx: Tx, run: Run, current: Round, client: Client, *, attempt: int = 1) -> Assignment:
+def assign(tx: Tx, run: Run, current: Round, client_id: UUID, *, attempt: int = 1) -> Assignment:
     """Give a client its place in a round; the run must be locked and the round selecting.
 
     A further ``attempt`` takes the place of a rejected one, as long as the round gathers.
@@ -338,9 +338,9 @@ def assign(tx: Tx, run: Run, current: Round, client: Client, *, attempt: int = 1
         run_id=run.id,
         arm_id=current.arm_id,
         round_id=current.id,
-        client_id=client.id,
+        client_id=client_id,
         version_id=current.base_version_id,
-        mask_id=_known_mask(tx, current.arm_id, client.id),
+        mask_id=_known_mask(tx, current.arm_id, client_id),
         kind="train",
         attempt=attempt,
         state=AssignmentState.ASSIGNED.value,
