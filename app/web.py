@@ -52,6 +52,8 @@ BEARER = HTTPBearer(
 )
 PROJECT = "Which project, for a key of a whole organisation; others need none."
 FINGERPRINT = re.compile(r"[0-9a-f]{64}")
+NO_CSP = b"default-src 'none'; frame-ancestors 'none'"
+PAGE_CSP = b"default-src 'self' 'unsafe-inline' data:; frame-ancestors 'none'"
 REQUEST_ID = re.compile(r"^[A-Za-z0-9._-]{1,64}$")
 
 
@@ -331,12 +333,12 @@ class Outermost:
             try:
                 self._callers.check_own(headers.get(b"authorization", b""), peer)
             except TooMany as refusal:
-                send = _with_headers(send, scope["request_id"])
+                send = _with_headers(send, scope)
                 await problem(Request(scope), refusal)(scope, receive, send)
                 return
         limit = self._limit(scope["path"])
         declared = headers.get(b"content-length", b"0")
-        send = _with_headers(send, scope["request_id"])
+        send = _with_headers(send, scope)
         if declared.isdigit() and int(declared) > limit:
             await _refuse_body(scope, receive, send, limit)
             return
@@ -380,9 +382,13 @@ async def _refuse_body(scope: Message, receive: Receive, send: Send, limit: int)
     await response(scope, receive, send)
 
 
-def _with_headers(send: Send, request_id: str) -> Send:
+def _with_headers(send: Send, scope: Message) -> Send:
+    # Nothing of ours runs in a browser but the page at /docs, whose scripts are its own.
+    page = scope["path"] == "/docs"
     extra = [
-        (b"x-request-id", request_id.encode()),
+        (b"x-request-id", scope["request_id"].encode()),
+        (b"content-security-policy", PAGE_CSP if page else NO_CSP),
+        (b"x-frame-options", b"DENY"),
         (b"x-content-type-options", b"nosniff"),
         (b"cache-control", b"no-store"),
         (b"referrer-policy", b"no-referrer"),

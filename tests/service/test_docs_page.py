@@ -27,3 +27,15 @@ def test_the_page_can_send_a_key(api: TestClient) -> None:
     }
     without = {name for name, security in operations.items() if security != [{"key": []}]}
     assert without == {"registerClient", "live", "ready"}
+
+
+def test_every_answer_is_safe_in_a_browser(api: TestClient) -> None:
+    foreign = {"Origin": "https://elsewhere.example"}
+    for path, allowed in (("/health/live", "'none'"), ("/v1/runs", "'none'"), ("/docs", "'self'")):
+        headers = api.get(path, headers=foreign).headers
+        assert headers["content-security-policy"].startswith(f"default-src {allowed}")
+        assert headers["x-frame-options"] == "DENY"
+        assert headers["x-content-type-options"] == "nosniff"
+        assert headers["referrer-policy"] == "no-referrer"
+        assert not [name for name in headers if name.startswith("access-control-")]
+    assert api.options("/v1/runs", headers=foreign).status_code == 405
