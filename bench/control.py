@@ -19,7 +19,7 @@ LIMIT = "the limit"
 @bench(
     quick={"processes": [1], "runs": 1, "agents": 40},
     full={"processes": [1, 2], "runs": 15, "agents": AGENTS},
-    minutes=(1, 15),
+    minutes=(2, 15),
 )
 def completions(room: Room, *, processes: Sequence[int], runs: int, agents: int) -> Outcome:
     """`complete` with the objects staged, then their verification, both by 1 and 2 processes."""

@@ -23,7 +23,7 @@ import psutil
 import psycopg
 from sqlalchemy import insert
 
-from app import auth, cli, tenants, wiring
+from app import auth, cli, keys, tenants, wiring
 from app.localstack import LocalStack
 from app.settings import read
 from app.tables import Client as ClientRow
@@ -69,19 +69,20 @@ class Fleet:
         ids = [uuid4() for _ in tokens]
         with self.core.db.transaction("bench", "bench.tenant") as tx:
             project = tenants.ensure_project(tx, organisation=name, project=name)
-            owner = tenants.issue_key(tx, pepper, project=project, role="owner")
-            common: Json = {"project_id": project, "created_at": tx.now}
+            owner = keys.first(tx, pepper, project, role="owner").key
+            common: Json = {"project_id": project.id, "created_at": tx.now}
+            owned = {**common, "organisation_id": project.organisation_id}
             rows = [
                 {"id": each, "name": f"client-{n}", "tags": [], "state": "active", **common}
                 for n, each in enumerate(ids)
             ]
-            keys = [
-                {"id": t.id, "digest": t.digest, "client_id": each, "role": "client", **common}
+            secrets = [
+                {"id": t.id, "digest": t.digest, "client_id": each, "role": "client", **owned}
                 for t, each in zip(tokens, ids, strict=True)
             ]
             tx.session.execute(insert(ClientRow), rows)
-            tx.session.execute(insert(Key), keys)
-        return Tenant(project, owner, [t.text for t in tokens])
+            tx.session.execute(insert(Key), secrets)
+        return Tenant(project.id, owner, [t.text for t in tokens])
 
     def run(self, tenant: Tenant, *, rounds: int = 1, goal: int) -> UUID:
         """A started run in which all clients of the tenant may take part."""
