@@ -4,7 +4,7 @@ BIN := .venv/bin
 TASK ?= watch
 READY := .venv/.ready
 
-.PHONY: install demo test soak check bench format constraints clean
+.PHONY: install demo test soak check bench openapi format constraints clean
 .DELETE_ON_ERROR:
 
 install: $(READY)
@@ -33,6 +33,9 @@ check: $(READY)  ## style, types, architecture
 
 bench: $(READY)  ## speed, as ratios against named references; QUICK=1 (small, docs unchanged) ONLY=name
 	$(BIN)/python -m bench $(if $(QUICK),--quick) $(addprefix --only ,$(ONLY))
+
+openapi: $(READY)  ## write docs/openapi.json anew; BREAKING=1 if it is to break clients
+	$(BIN)/python -m tests.contract $(if $(BREAKING),--breaking)
 
 format: $(READY)
 	$(BIN)/ruff check --fix .

@@ -8,11 +8,14 @@ from __future__ import annotations
 import logging
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from typing import Any
 
 from fastapi import FastAPI
+from fastapi.routing import APIRoute
 from fastapi_offline import FastAPIOffline
+from starlette.types import Lifespan
 
-from app import probe, wiring
+from app import description, probe, wiring
 from app.problems import install_problem_handlers
 from app.routes import admin, agents, auditing, hooks, operations, tenancy
 from app.settings import AppSettings, read
@@ -32,18 +35,11 @@ Send the key as `Authorization: Bearer fsk_…`. Errors are `application/problem
 """
 
 
-def create_app(settings: AppSettings | None = None) -> FastAPI:
-    """The application, for ``uvicorn --factory app.main:create_app``."""
-    settings = settings or read()
-    logging.basicConfig(level=settings.log_level, format="%(asctime)s %(levelname)s %(message)s")
-    core = wiring.build(settings)
+MODULES = (agents, admin, tenancy, hooks, auditing, operations)
 
-    @asynccontextmanager
-    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
-        probe.at_start(settings)
-        yield
-        core.close()
 
+def interface(lifespan: Lifespan[FastAPI] | None = None) -> FastAPI:
+    """The routes and their description, without anything behind them."""
     # The page of /docs with its scripts: a site without the internet must be able to read it, and
     # nobody else may run code in the browser of an administrator.
     app = FastAPIOffline(
@@ -56,10 +52,36 @@ def create_app(settings: AppSettings | None = None) -> FastAPI:
         redirect_slashes=False,
         separate_input_output_schemas=False,
     )
-    app.state.core = core
     install_problem_handlers(app)
-    for module in (agents, admin, tenancy, hooks, auditing, operations):
+    for module in MODULES:
         app.include_router(module.router)
+    derived = app.openapi
+
+    def openapi() -> dict[str, Any]:
+        if app.openapi_schema is None:
+            routes = [each for module in MODULES for each in module.router.routes]
+            found = [each for each in routes if isinstance(each, APIRoute)]
+            description.complete(derived(), found)
+        return app.openapi_schema or {}
+
+    app.openapi = openapi  # type: ignore[method-assign]  # FastAPI's own way to extend it
+    return app
+
+
+def create_app(settings: AppSettings | None = None) -> FastAPI:
+    """The application, for ``uvicorn --factory app.main:create_app``."""
+    settings = settings or read()
+    logging.basicConfig(level=settings.log_level, format="%(asctime)s %(levelname)s %(message)s")
+    core = wiring.build(settings)
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        probe.at_start(settings)
+        yield
+        core.close()
+
+    app = interface(lifespan)
+    app.state.core = core
 
     def limit(path: str) -> int:
         return settings.max_model_body if path == "/v1/models" else settings.max_body

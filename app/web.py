@@ -54,6 +54,7 @@ PROJECT = "Which project, for a key of a whole organisation; others need none."
 FINGERPRINT = re.compile(r"[0-9a-f]{64}")
 NO_CSP = b"default-src 'none'; frame-ancestors 'none'"
 PAGE_CSP = b"default-src 'self' 'unsafe-inline' data:; frame-ancestors 'none'"
+LONGEST_ONCE_KEY = 255  # characters
 REQUEST_ID = re.compile(r"^[A-Za-z0-9._-]{1,64}$")
 
 
@@ -106,11 +107,13 @@ class Call:
         """Do creating work once per ``Idempotency-Key``, in the transaction of its effect.
 
         Raises:
-            Invalid: the key was used with another body.
+            Invalid: the key was used with another body, or is too long.
             Conflict: the same call is under way.
         """
         if self.idempotency_key is None:
             return self.run(work)
+        if len(self.idempotency_key) > LONGEST_ONCE_KEY:
+            raise Invalid(f"an Idempotency-Key has at most {LONGEST_ONCE_KEY} characters")
         with self.core.db.transaction(self.actor, self.purpose) as tx:
             return _once(tx, self, body.model_dump_json().encode(), work, shape)
 
@@ -123,14 +126,13 @@ def require(scope: Scope) -> Any:
         _: Annotated[object, Security(BEARER)],
         authorization: Annotated[str | None, Header(include_in_schema=False)] = None,
         project: Annotated[UUID | None, Header(alias=PROJECT_HEADER, description=PROJECT)] = None,
-        idempotency_key: Annotated[str | None, Header(max_length=255)] = None,
     ) -> Call:
         core: Coordinator = request.app.state.core
         principal = _principal(core, request, authorization, project)
         core.callers.check_shared(authorization or "")
         principal.require(scope)
         parameters.refuse_unknown(request)
-        return Call(core, _route(request), principal, idempotency_key, _purpose(request))
+        return Call(core, _route(request), principal, _once_key(request), _purpose(request))
 
     authenticated.scope = scope  # type: ignore[attr-defined]  # read by the route walk of the tests
     return Depends(authenticated)
@@ -159,13 +161,10 @@ def certificate(settings: AppSettings, request: Request) -> str | None:
 def public() -> Any:
     """A dependency that gives the :class:`Call` of a route without a key."""
 
-    def unauthenticated(
-        request: Request,
-        idempotency_key: Annotated[str | None, Header(max_length=255)] = None,
-    ) -> Call:
+    def unauthenticated(request: Request) -> Call:
         core: Coordinator = request.app.state.core
         shown = certificate(core.settings, request)
-        place = (core, _route(request), None, idempotency_key, _purpose(request))
+        place = (core, _route(request), None, _once_key(request), _purpose(request))
         return Call(*place, certificate=shown)
 
     unauthenticated.scope = None  # type: ignore[attr-defined]
@@ -174,6 +173,11 @@ def public() -> Any:
 
 def _route(request: Request) -> str:
     return f"{request.method} {request.url.path}"
+
+
+def _once_key(request: Request) -> str | None:
+    """The ``Idempotency-Key``; only creating calls look at it (and only they describe it)."""
+    return request.headers.get("Idempotency-Key")
 
 
 def _purpose(request: Request) -> str:

@@ -78,7 +78,7 @@ class Policy(Settings):
 class Training(Settings):
     """The local budget of one assignment: plain SGD, ``steps`` or ``epochs`` (exactly one)."""
 
-    steps: int | None = Field(None, ge=1, le=1_000_000)
+    steps: int | None = Field(None, ge=1, le=1_000_000, examples=[20])
     epochs: int | None = Field(None, ge=1, le=10_000)
     batch_size: int = Field(20, ge=1, le=65_536)
     learning_rate: float = Field(0.05, gt=0, le=100)

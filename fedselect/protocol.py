@@ -37,6 +37,7 @@ Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
 Md5 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{32}$")]
 # Tabs and line breaks are fine; no other control character can be kept and shown.
 Reason = Annotated[str, StringConstraints(max_length=500, pattern=r"^[^\x00-\x08\x0b-\x1f\x7f]*$")]
+TENSOR = {"name": "head.weight", "shape": [6, 128], "kind": "weight", "role": "selectable"}
 Count = Annotated[int, Field(ge=0, lt=2**53)]  # what every JSON reader keeps exactly
 
 
@@ -103,7 +104,10 @@ class ModelCreate(Request):
     """Register a model by its parameter space; its weights follow by upload."""
 
     name: Name = Field(examples=["watch-cnn"])
-    space: dict[str, Any] = Field(description="The parameter space, see docs/ARCHITECTURE.md.")
+    space: dict[str, Any] = Field(
+        description="The parameter space, see docs/ARCHITECTURE.md.",
+        examples=[{"tensors": [TENSOR]}],
+    )
 
 
 class VersionInfo(Answer):

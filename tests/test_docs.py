@@ -6,6 +6,8 @@ import re
 from pathlib import Path
 
 import pytest
+from contract.breaking import breaking
+from contract.document import PAGE, generated, kept, plain, text
 from typer.main import get_command
 
 from app.tables import Table
@@ -85,3 +87,9 @@ def test_links_between_pages_lead_somewhere():
     for page in pages:
         for target in re.findall(r"\]\(([^)#:]+)\)", page.read_text()):
             assert (page.parent / target).exists(), (page.name, target)
+
+
+def test_the_description_of_the_interface_is_the_one_that_is_served():
+    found = breaking(plain(kept()), plain(generated()))
+    assert not found, "this breaks clients (docs/INTEGRATORS.md); if it is meant: BREAKING=1"
+    assert PAGE.read_text() == text(generated()), "additions only; renew it: make openapi"

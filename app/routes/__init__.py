@@ -2,31 +2,27 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from fedselect.protocol import Problem
+from app.description import TEXTS
+from fedselect.lifecycle import AssignmentState, RoundState, RunState
 
-_TEXTS = {
-    401: "No key, or one that is not valid.",
-    403: "The key's role may not do this.",
-    404: "Not there, or not yours.",
-    409: "The present state forbids it.",
-    410: "It was deleted, as the retention rules say.",
-    412: "It was changed since it was read; nothing was done.",
-    413: "The body is too large.",
-    429: "More than one client may ask for; `Retry-After` says when there is room again.",
-    422: "The request is invalid; `errors` says where.",
-    503: "A server behind the coordinator does not answer.",
-}
+# What an operation on a thing is refused with when its state does not allow it.
+ASSIGNMENT_STATE = [f"assignment_{state.value}" for state in AssignmentState]
+ROUND_STATE = [f"round_{state.value}" for state in RoundState]
+RUN_STATE = [f"run_{state.value}" for state in RunState]
 
 
-def problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
-    """The error answers of an operation, for its OpenAPI description.
+def problems(
+    *statuses: int, codes: Mapping[int, Sequence[str]] | None = None
+) -> dict[int | str, dict[str, Any]]:
+    """The refusals of an operation, for its description; ``codes`` are those of its own.
 
-    Whoever sends a key may name a project that is not there, and may call too often.
+    What any operation may answer (no key, a bad request, too many calls) ``description`` adds.
     """
-    named = {404, 429} if 401 in statuses else set()
-    content = {"application/problem+json": {"schema": Problem.model_json_schema()}}
+    own = codes or {}
     return {
-        s: {"description": _TEXTS[s], "content": content} for s in sorted({*statuses, *named, 422})
+        status: {"description": TEXTS[status], "x-codes": [*own.get(status, [])]}
+        for status in sorted({*statuses, *own, 422})
     }

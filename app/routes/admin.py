@@ -10,7 +10,7 @@ from fastapi import APIRouter, Response
 from app import catalog, clients, commands, erasure, manifests, reports, runs, updates
 from app.auth import Scope
 from app.db import Tx
-from app.routes import problems
+from app.routes import ROUND_STATE, RUN_STATE, problems
 from app.tables import Client, EvaluationRecord, Job, Model, Round, Run, Version
 from app.web import Call, IfMatch, Page, Paged, check_match, etag, page, require
 from fedselect.evaluations import Evaluation
@@ -43,7 +43,7 @@ CLIENTS, ERASE = require(Scope.CLIENT_ADMIN), require(Scope.CLIENT_ERASE)
     operation_id="createEnrolments",
     summary="Make single-use enrolment tokens",
     status_code=201,
-    responses=problems(401, 403, 409),
+    responses=problems(401, 403, 409, codes={409: ["client_limit"]}),
 )
 def enrol(body: EnrolmentCreate, call: Call = CLIENTS) -> Enrolments:
     """Each token is shown once and admits one client."""
@@ -88,7 +88,14 @@ def _tag(client: ClientInfo) -> str:
     "/clients/{client_id}",
     operation_id="editClient",
     summary="Give a client another name or other tags",
-    responses=problems(401, 403, 404, 409, 412),
+    responses=problems(
+        401,
+        403,
+        404,
+        409,
+        412,
+        codes={409: ["client_name_taken", "client_revoked"], 412: ["etag_mismatch"]},
+    ),
 )
 def edit_client(
     client_id: UUID,
@@ -113,7 +120,7 @@ def edit_client(
     "/clients/{client_id}/erase",
     operation_id="eraseClient",
     summary="Delete all that a client has sent, for good",
-    responses=problems(401, 403, 404, 503),
+    responses=problems(401, 403, 404, 503, codes={503: ["retention_busy", "storage_unavailable"]}),
 )
 def erase_client(client_id: UUID, call: Call = ERASE) -> Erasure:
     """Revokes it too. Repeating it is harmless; the answer says what remains inside sums."""
@@ -124,7 +131,7 @@ def erase_client(client_id: UUID, call: Call = ERASE) -> Erasure:
     "/clients/{client_id}/{command}",
     operation_id="changeClient",
     summary="Suspend, activate or revoke a client",
-    responses=problems(401, 403, 404, 409),
+    responses=problems(401, 403, 404, 409, codes={409: ["client_revoked"]}),
 )
 def change_client(
     client_id: UUID, command: Literal["suspend", "activate", "revoke"], call: Call = CLIENTS
@@ -138,7 +145,9 @@ def change_client(
     operation_id="registerModel",
     summary="Register a model by its parameter space",
     status_code=201,
-    responses=problems(401, 403, 409, 413),
+    responses=problems(
+        401, 403, 409, 413, codes={409: ["model_name_taken"], 422: ["space_invalid"]}
+    ),
 )
 def register_model(body: ModelCreate, call: Call = WRITE) -> ModelInfo:
     """Its initial weights follow as a version file, by upload."""
@@ -179,7 +188,9 @@ def get_model(model_id: UUID, call: Call = READ) -> ModelInfo:
     operation_id="reserveWeights",
     summary="Announce a model's initial weights and get a signed PUT address",
     status_code=201,
-    responses=problems(401, 403, 404, 409, 413),
+    responses=problems(
+        401, 403, 404, 409, 413, codes={409: ["model_has_weights"], 413: ["upload_too_large"]}
+    ),
 )
 def reserve_weights(model_id: UUID, body: UploadReserve, call: Call = WRITE) -> UploadTicket:
     """PUT the version file there, or its parts (`missingParts`), then complete the upload."""
@@ -196,7 +207,16 @@ def reserve_weights(model_id: UUID, body: UploadReserve, call: Call = WRITE) -> 
     operation_id="createRun",
     summary="Create a run",
     status_code=201,
-    responses=problems(401, 403, 404, 409),
+    responses=problems(
+        401,
+        403,
+        404,
+        409,
+        codes={
+            409: ["run_name_taken", "model_without_weights"],
+            422: ["settings_invalid", "space_invalid"],
+        },
+    ),
 )
 def create_run(body: RunCreate, call: Call = WRITE) -> RunInfo:
     """Unknown settings are refused; `warnings` names those that are rarely meant."""
@@ -230,7 +250,7 @@ def get_run(run_id: UUID, call: Call = READ) -> RunInfo:
     "/runs/{run_id}/{command}",
     operation_id="commandRun",
     summary="Start, pause, resume or stop a run",
-    responses=problems(401, 403, 404, 409),
+    responses=problems(401, 403, 404, 409, codes={409: [*RUN_STATE, "transition_refused"]}),
 )
 def command_run(
     run_id: UUID, command: Literal["start", "pause", "resume", "stop"], call: Call = WRITE
@@ -309,7 +329,7 @@ def get_round(round_id: UUID, call: Call = READ) -> RoundDetail:
     "/rounds/{round_id}/cancel",
     operation_id="cancelRound",
     summary="End a round without a version",
-    responses=problems(401, 403, 404, 409),
+    responses=problems(401, 403, 404, 409, codes={409: [*ROUND_STATE, *RUN_STATE]}),
 )
 def cancel_round(round_id: UUID, call: Call = WRITE) -> RoundInfo:
     """The run pauses; resuming it opens the round again."""
@@ -320,7 +340,9 @@ def cancel_round(round_id: UUID, call: Call = WRITE) -> RoundInfo:
     "/rounds/{round_id}/manifest",
     operation_id="getManifest",
     summary="Get what is needed to recompute a round's version",
-    responses=problems(401, 403, 404, 410),
+    responses=problems(
+        401, 403, 404, 410, codes={404: ["manifest_missing"], 410: ["version_unrecomputable"]}
+    ),
 )
 def get_manifest(
     round_id: UUID, files: bool = True, call: Call = require(Scope.AUDIT_READ)
@@ -370,7 +392,7 @@ def get_job(job_id: UUID, call: Call = READ) -> JobInfo:
     "/jobs/{job_id}/retry",
     operation_id="retryJob",
     summary="Have a job done now",
-    responses=problems(401, 403, 404, 409),
+    responses=problems(401, 403, 404, 409, codes={409: ["job_leased", "job_done", "job_final"]}),
 )
 def retry_job(job_id: UUID, call: Call = WRITE) -> JobInfo:
     """A due job runs at once; a failed one of a round takes round and run back to work."""

@@ -10,7 +10,7 @@ from fastapi import APIRouter
 from app import catalog, checkins, clients, completions, parts, reports, updates
 from app.auth import Scope
 from app.db import Tx
-from app.routes import problems
+from app.routes import ASSIGNMENT_STATE, problems
 from app.web import Call, public, require
 from fedselect.evaluations import Evaluation, EvaluationReport
 from fedselect.protocol import (
@@ -34,7 +34,15 @@ OWN = require(Scope.CLIENT_OWN)
     operation_id="registerClient",
     summary="Register with an enrolment token",
     status_code=201,
-    responses=problems(401, 409, 413),
+    responses=problems(
+        401,
+        409,
+        413,
+        codes={
+            401: ["enrolment_unknown", "enrolment_used", "enrolment_expired"],
+            409: ["client_name_taken", "client_limit"],
+        },
+    ),
 )
 def register(body: Registration, call: Call = public()) -> Registered:
     """Admits the holder of a single-use enrolment token; the key is shown this one time."""
@@ -79,7 +87,7 @@ def version(version_id: UUID, call: Call = require(Scope.VERSION_READ)) -> Versi
     "/versions/{version_id}/download",
     operation_id="downloadVersion",
     summary="Get a signed address of a version file",
-    responses=problems(401, 403, 404, 410),
+    responses=problems(401, 403, 404, 410, codes={410: ["version_deleted"]}),
 )
 def download(version_id: UUID, call: Call = require(Scope.VERSION_READ)) -> Download:
     """The address is short-lived; check the file against `sha256`."""
@@ -100,7 +108,19 @@ def download(version_id: UUID, call: Call = require(Scope.VERSION_READ)) -> Down
     operation_id="reserveUpload",
     summary="Announce an update and get a signed PUT address",
     status_code=201,
-    responses=problems(401, 403, 404, 409, 413, 429),
+    responses=problems(
+        401,
+        403,
+        404,
+        409,
+        413,
+        429,
+        codes={
+            409: ["assignment_kind", "assignment_expired", *ASSIGNMENT_STATE],
+            413: ["upload_too_large"],
+            429: ["upload_rate", "upload_quota"],
+        },
+    ),
 )
 def reserve(assignment_id: UUID, body: UploadReserve, call: Call = OWN) -> UploadTicket:
     """The address admits exactly the announced length and content, until the deadline.
@@ -120,7 +140,19 @@ def reserve(assignment_id: UUID, body: UploadReserve, call: Call = OWN) -> Uploa
     "/uploads/{upload_id}/parts",
     operation_id="missingParts",
     summary="Get signed addresses of the parts that are missing",
-    responses=problems(401, 403, 404, 409, 429),
+    responses=problems(
+        401,
+        403,
+        404,
+        409,
+        429,
+        codes={
+            403: ["client_key_needed"],
+            409: ["upload_over", "upload_whole", "assignment_expired"],
+            429: ["upload_rate"],
+            503: ["storage_unavailable"],
+        },
+    ),
 )
 def missing_parts(upload_id: UUID, call: Call = require(Scope.UPLOAD)) -> MissingParts:
     """Ask after every cut and every expired address: what the store has is not asked for again."""
@@ -143,7 +175,9 @@ def upload_status(upload_id: UUID, call: Call = require(Scope.UPLOAD)) -> Upload
     operation_id="completeUpload",
     summary="Say that the file is in the store",
     status_code=202,
-    responses=problems(401, 403, 404, 409),
+    responses=problems(
+        401, 403, 404, 409, codes={403: ["client_key_needed"], 409: ASSIGNMENT_STATE}
+    ),
 )
 def complete(upload_id: UUID, call: Call = require(Scope.UPLOAD)) -> UploadStatus:
     """A durable fact once answered; verification follows. Repeating it is harmless."""
@@ -155,7 +189,7 @@ def complete(upload_id: UUID, call: Call = require(Scope.UPLOAD)) -> UploadStatu
     operation_id="reportEvaluation",
     summary="Report scores on the client's own held-out data",
     status_code=201,
-    responses=problems(401, 403, 404, 409),
+    responses=problems(401, 403, 404, 409, codes={409: ["assignment_kind", *ASSIGNMENT_STATE]}),
 )
 def evaluate(assignment_id: UUID, body: EvaluationReport, call: Call = OWN) -> Evaluation:
     """Numbers only; repeating it changes nothing."""
@@ -168,7 +202,7 @@ def evaluate(assignment_id: UUID, body: EvaluationReport, call: Call = OWN) -> E
     "/assignments/{assignment_id}/decline",
     operation_id="declineAssignment",
     summary="Give an assignment back",
-    responses=problems(401, 403, 404, 409),
+    responses=problems(401, 403, 404, 409, codes={409: ASSIGNMENT_STATE}),
 )
 def decline(assignment_id: UUID, body: Decline, call: Call = OWN) -> Outcome:
     """The round goes on without this client."""

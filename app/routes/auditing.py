@@ -52,7 +52,7 @@ def entries(
     "/checkpoint",
     operation_id="getCheckpoint",
     summary="Get the newest signed head of the ledger",
-    responses=problems(401, 403, 404),
+    responses=problems(401, 403, 404, codes={404: ["ledger_empty"]}),
 )
 def checkpoint(call: Call = WITNESS) -> Checkpoint:
     """A C2SP checkpoint: origin, size, root, signature."""
@@ -76,7 +76,7 @@ def keys(call: Call = WITNESS) -> LedgerKeys:
     "/proofs/inclusion",
     operation_id="proveInclusion",
     summary="Prove that an entry is in the ledger",
-    responses=problems(401, 403, 404),
+    responses=problems(401, 403, 404, codes={404: ["ledger_shorter"], 422: ["proof_invalid"]}),
 )
 def inclusion(seq: Size, size: Size, call: Call = WITNESS) -> InclusionProof:
     """The audit path of entry `seq` in the tree of `size` entries."""
@@ -87,7 +87,7 @@ def inclusion(seq: Size, size: Size, call: Call = WITNESS) -> InclusionProof:
     "/proofs/consistency",
     operation_id="proveConsistency",
     summary="Prove that the ledger only grew",
-    responses=problems(401, 403, 404),
+    responses=problems(401, 403, 404, codes={404: ["ledger_shorter"], 422: ["proof_invalid"]}),
 )
 def consistency(first: Size, second: Size, call: Call = WITNESS) -> ConsistencyProof:
     """That the tree of `second` entries extends that of `first`."""

@@ -25,7 +25,7 @@ READ, WRITE = require(Scope.WEBHOOK_READ), require(Scope.WEBHOOK_ADMIN)
     operation_id="createWebhook",
     summary="Have an address told of events",
     status_code=201,
-    responses=problems(401, 403, 409),
+    responses=problems(401, 403, 409, codes={409: ["webhook_limit"], 422: ["webhook_address"]}),
 )
 def create_webhook(body: WebhookCreate, call: Call = WRITE) -> WebhookIssued:
     """From now on. The secret that signs is shown once; docs/WEBHOOKS.md says how to check it."""
@@ -68,7 +68,9 @@ def get_webhook(webhook_id: UUID, response: Response, call: Call = READ) -> Webh
     "/webhooks/{webhook_id}",
     operation_id="changeWebhook",
     summary="Change a webhook's address, events or state",
-    responses=problems(401, 403, 404, 412),
+    responses=problems(
+        401, 403, 404, 412, codes={412: ["etag_mismatch"], 422: ["webhook_address"]}
+    ),
 )
 def change_webhook(
     webhook_id: UUID,
@@ -117,7 +119,7 @@ def rotate_secret(webhook_id: UUID, call: Call = WRITE) -> WebhookIssued:
     operation_id="testWebhook",
     summary="Send a webhook a test",
     status_code=202,
-    responses=problems(401, 403, 404, 409),
+    responses=problems(401, 403, 404, 409, codes={409: ["webhook_disabled"]}),
 )
 def send_test(webhook_id: UUID, call: Call = WRITE) -> WebhookInfo:
     """The event is `webhook.tested`; its delivery shows what the receiver answered."""
@@ -152,7 +154,7 @@ def list_deliveries(
     "/deliveries/{delivery_id}/retry",
     operation_id="retryDelivery",
     summary="Send a delivery again",
-    responses=problems(401, 403, 404, 409),
+    responses=problems(401, 403, 404, 409, codes={409: ["webhook_disabled", "delivery_done"]}),
 )
 def retry_delivery(delivery_id: UUID, call: Call = WRITE) -> DeliveryInfo:
     """Also one that was given up."""

@@ -43,7 +43,7 @@ def who_am_i(call: Call = require(Scope.IDENTITY)) -> Identity:
     operation_id="rotateOwnKey",
     summary="Get a successor of the key that asks",
     status_code=201,
-    responses=problems(401, 403, 409),
+    responses=problems(401, 403, 409, codes={409: ["key_ended", "key_rotated"]}),
 )
 def rotate_own_key(body: KeyRotate, call: Call = require(Scope.KEY_OWN)) -> KeyIssued:
     """Same rights; the old key works until the grace is over. The new one is shown once."""
@@ -60,7 +60,9 @@ def rotate_own_key(body: KeyRotate, call: Call = require(Scope.KEY_OWN)) -> KeyI
     operation_id="createProject",
     summary="Create a project",
     status_code=201,
-    responses=problems(401, 403, 409),
+    responses=problems(
+        401, 403, 409, codes={403: ["organisation_key_needed"], 409: ["project_name_taken"]}
+    ),
 )
 def create_project(body: ProjectCreate, call: Call = require(Scope.PROJECT_ADMIN)) -> ProjectInfo:
     """In the organisation of the key, which must be one of the whole organisation."""
@@ -98,7 +100,9 @@ def get_project(project_id: UUID, response: Response, call: Call = PROJECTS) -> 
     "/projects/{project_id}",
     operation_id="changeProject",
     summary="Rename a project, or limit its clients",
-    responses=problems(401, 403, 404, 409, 412),
+    responses=problems(
+        401, 403, 404, 409, 412, codes={409: ["project_name_taken"], 412: ["etag_mismatch"]}
+    ),
 )
 def change_project(
     project_id: UUID,
@@ -128,7 +132,15 @@ def _tag(project: ProjectInfo) -> str:
     operation_id="addMember",
     summary="Let a person in who signs in elsewhere",
     status_code=201,
-    responses=problems(401, 403, 409),
+    responses=problems(
+        401,
+        403,
+        409,
+        codes={
+            403: ["scope_beyond", "organisation_key_needed"],
+            409: ["no_issuer", "member_exists"],
+        },
+    ),
 )
 def add_member(body: MemberCreate, call: Call = KEYS) -> MemberInfo:
     """Their token is sent like a key; it says who they are, the membership what they may do."""
@@ -168,7 +180,9 @@ def end_member(member_id: UUID, call: Call = KEYS) -> MemberInfo:
     operation_id="createKey",
     summary="Issue a key for a person or a program",
     status_code=201,
-    responses=problems(401, 403),
+    responses=problems(
+        401, 403, codes={403: ["scope_beyond", "organisation_key_needed"], 422: ["scope_unknown"]}
+    ),
 )
 def create_key(body: KeyCreate, call: Call = KEYS) -> KeyIssued:
     """The key is shown this one time. Keys of clients come from their enrolment."""
@@ -204,7 +218,7 @@ def get_key(key_id: KeyId, call: Call = require(Scope.KEY_READ)) -> KeyInfo:
     operation_id="rotateKey",
     summary="Issue a key's successor",
     status_code=201,
-    responses=problems(401, 403, 404, 409),
+    responses=problems(401, 403, 404, 409, codes={409: ["key_ended", "key_rotated"]}),
 )
 def rotate_key(key_id: KeyId, body: KeyRotate, call: Call = KEYS) -> KeyIssued:
     """Same rights; the old key works until the grace is over."""
