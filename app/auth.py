@@ -341,3 +341,19 @@ def use_enrolment(tx: Tx, pepper: bytes, text: str) -> Enrolment:
     if row.expires_at <= tx.now:
         raise Unauthorized("this enrolment token has expired", code="enrolment_expired")
     return row
+
+
+def check_metrics_token(expected: str | None, authorization: str | None) -> None:
+    """Let who sends METRICS_TOKEN read the metrics; they are of all tenants together.
+
+    Raises:
+        Forbidden: metrics_off: there is no such token.
+        Unauthorized: none was sent, or another one.
+    """
+    if expected is None:
+        raise Forbidden("set METRICS_TOKEN to have metrics here", code="metrics_off")
+    scheme, _, sent = (authorization or "").partition(" ")
+    if scheme.lower() != "bearer" or not sent:
+        raise Unauthorized("send METRICS_TOKEN as 'Authorization: Bearer …'")
+    if not hmac.compare_digest(sent.strip().encode(), expected.encode()):
+        raise Unauthorized("this is not METRICS_TOKEN", code="key_unknown")

@@ -19,7 +19,7 @@ from sqlalchemy import ARRAY, ColumnElement, Text, Uuid, any_, create_engine, li
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import InstrumentedAttribute, Session
 
-from app import failpoints
+from app import failpoints, tracing
 from app.batching import Batcher
 
 Clock = Callable[[], datetime]
@@ -110,7 +110,10 @@ class Database:
 
         ``purpose`` names the places before and after the commit (`app/failpoints.py`).
         """
-        with Session(self._engine, expire_on_commit=False) as session:
+        with (
+            tracing.span(f"transaction {purpose}", kind="client"),
+            Session(self._engine, expire_on_commit=False) as session,
+        ):
             tx = Tx(session, self._clock(), actor, self._bell)
             yield tx
             failpoints.reach(f"{purpose}.before_commit")

@@ -17,12 +17,14 @@ from celery import Celery
 from sqlalchemy import ColumnElement, case, func, or_, select, update
 from sqlalchemy.dialects.postgresql import insert
 
+from app import logs, metrics, tracing
 from app.db import Tx
 from app.errors import Refusal
 from app.tables import Job
 from fedselect import leases
 
 RUN_JOB = "fedselect.run_job"
+CAUSE = "fedselect-cause"  # header of a ring: the ids and the trace of what made the job due
 RING_AGAIN = 5.0  # seconds between two rings for the same job
 # A handler calls it while it works: it renews the lease now and then, and raises LeaseLost when
 # another worker has the job. Calling it often costs nothing.
@@ -86,11 +88,13 @@ class Doorbell:
     def ring(self, job_ids: Sequence[UUID]) -> None:
         """Send each id; if Redis is away the sweeper rings again later, for all that are left."""
         try:
+            cause = {CAUSE: {**logs.current(), **tracing.carried()}}
             with self._celery.producer_pool.acquire(block=True) as producer:
                 options = {"producer": producer, "ignore_result": True, "retry": False}
                 for job_id in job_ids:
-                    self._celery.send_task(RUN_JOB, args=[str(job_id)], **options)
+                    self._celery.send_task(RUN_JOB, args=[str(job_id)], headers=cause, **options)
         except Exception as error:  # vendor errors of three libraries; the row stays due
+            metrics.BELL_ERRORS.inc()
             log.warning("doorbell unreachable: %s", type(error).__name__)
 
     def answers(self) -> bool:
@@ -201,6 +205,8 @@ def finish(tx: Tx, lease: Lease) -> None:
     """
     job = _held(tx, lease)
     job.state, job.finished_at, job.lease_until = "done", tx.now, None
+    seconds = (tx.now - job.created_at).total_seconds()
+    tx.after_commit(partial(metrics.TURNAROUND.labels(job.kind).observe, seconds))
 
 
 def give_back(tx: Tx, lease: Lease, error: str, *, attempts: int, away: bool = False) -> bool:

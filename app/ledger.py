@@ -200,6 +200,15 @@ def newest_checkpoint(tx: Tx) -> CheckpointRecord | None:
     return tx.session.scalars(query).first()
 
 
+def waiting(tx: Tx) -> tuple[int, datetime | None]:
+    """How many entries are not sealed yet, and since when the oldest of them waits."""
+    newest = tx.session.scalar(select(func.max(Seal.entry_id))) or 0
+    sealed = select(Seal.entry_id).where(Seal.entry_id == Entry.id).exists()
+    query = select(func.count(), func.min(Entry.at)).where(~sealed, Entry.id > newest - WINDOW)
+    count, oldest = tx.session.execute(query).one()
+    return count, oldest
+
+
 def sealed_entries(tx: Tx, *, start: int, limit: int) -> Iterator[tuple[Seal, Entry]]:
     """Sealed entries from ``seq`` start on, in order."""
     query = (

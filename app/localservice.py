@@ -175,10 +175,10 @@ class Worker(SupervisedProcess):
 
     name = "worker"
     arguments = (
-        *("worker", "--concurrency", "2", "--loglevel", "INFO"),
+        *("worker", "--concurrency", "2"),
         *("--without-gossip", "--without-mingle"),
     )
-    announcement = " ready."
+    announcement = "worker ready"
 
 
 class Scheduler(SupervisedProcess):

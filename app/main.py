@@ -5,7 +5,6 @@ Owns assembly alone. Must not contain rules or SQL.
 
 from __future__ import annotations
 
-import logging
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
@@ -15,10 +14,11 @@ from fastapi.routing import APIRoute
 from fastapi_offline import FastAPIOffline
 from starlette.types import Lifespan
 
-from app import description, probe, wiring
+from app import description, exposition, gauges, logs, probe, tracing, wiring
 from app.problems import install_problem_handlers
 from app.routes import admin, agents, auditing, hooks, operations, tenancy
 from app.settings import AppSettings, read
+from app.watching import Watched
 from app.web import Outermost
 from fedselect import __version__
 
@@ -71,20 +71,25 @@ def interface(lifespan: Lifespan[FastAPI] | None = None) -> FastAPI:
 def create_app(settings: AppSettings | None = None) -> FastAPI:
     """The application, for ``uvicorn --factory app.main:create_app``."""
     settings = settings or read()
-    logging.basicConfig(level=settings.log_level, format="%(asctime)s %(levelname)s %(message)s")
+    logs.configure(settings.log_format, settings.log_level)
+    tracing.configure("api")
     core = wiring.build(settings)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         probe.at_start(settings)
-        yield
+        with exposition.served(settings.metrics_address, settings.metrics_port, app.state.metrics):
+            yield
         core.close()
+        tracing.close()
 
     app = interface(lifespan)
     app.state.core = core
+    app.state.metrics = gauges.registry(core.db)
 
     def limit(path: str) -> int:
         return settings.max_model_body if path == "/v1/models" else settings.max_body
 
     app.add_middleware(Outermost, limit=limit, callers=core.callers)
+    app.add_middleware(Watched)
     return app

@@ -10,11 +10,12 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
+from functools import partial
 from uuid import UUID, uuid4
 
 from sqlalchemy import func, select
 
-from app import catalog, jobs, ledger, manifests, objects, sums
+from app import catalog, jobs, ledger, logs, manifests, metrics, objects, sums
 from app.db import Tx, among
 from app.tables import (
     Arm,
@@ -69,6 +70,7 @@ def lock_round(tx: Tx, round_id: UUID) -> tuple[Run, Round]:
     """Lock a round's run and read both afresh."""
     run_id = tx.session.scalars(select(Round.run_id).where(Round.id == round_id)).one()
     run = lock_run(tx, run_id)
+    logs.note(run=run_id, round=round_id)
     return run, fresh_round(tx, round_id)
 
 
@@ -526,5 +528,7 @@ def _record(
             created_at=tx.now,
         )
     )
+    trained = isinstance(row, Assignment) and row.round_id is not None
+    tx.after_commit(partial(metrics.moved, "update" if trained else kind, row.state))
     body = {"from": before, "to": row.state, "reason": reason}
     ledger.append(tx, f"{kind}.{row.state}", f"{kind}:{row.id}", project=row.project_id, body=body)

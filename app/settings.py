@@ -9,7 +9,7 @@ import base64
 import binascii
 from collections.abc import Mapping
 from functools import cached_property
-from typing import Any
+from typing import Any, Literal
 from urllib.parse import urlsplit
 
 from pydantic import Field, SecretStr, ValidationError, ValidationInfo, field_validator
@@ -141,6 +141,14 @@ class AppSettings(DatabaseSettings):
         False, description="Let webhooks go to plain HTTP and to addresses of private networks."
     )
     log_level: str = "INFO"
+    log_format: Literal["text", "json"] = Field("text", description="text: lines for people.")
+    metrics_token: SecretStr | None = Field(
+        None, description="Who sends it as Bearer may read /metrics; unset: nobody."
+    )
+    metrics_port: int | None = Field(
+        None, ge=1, le=65535, description="Of each process: metrics for all who can reach it."
+    )
+    metrics_address: str = Field("127.0.0.1", description="Where METRICS_PORT listens.")
 
     @field_validator("s3_endpoint", "s3_public_endpoint")
     @classmethod
@@ -149,6 +157,18 @@ class AppSettings(DatabaseSettings):
             return None
         if not _is_address(value or "", path=info.field_name == "s3_public_endpoint"):
             raise ValueError("must look like https://host:port, without name and password")
+        return value
+
+    @field_validator("metrics_token", "metrics_port", mode="before")
+    @classmethod
+    def _empty_is_unset(cls, value: object) -> object:
+        return value or None
+
+    @field_validator("metrics_token")
+    @classmethod
+    def _token_cannot_be_guessed(cls, value: SecretStr | None) -> SecretStr | None:
+        if value is not None and len(value.get_secret_value()) < 16:
+            raise ValueError("at least 16 characters: `openssl rand -hex 32`")
         return value
 
     @field_validator("ledger_key", "ledger_key_previous")

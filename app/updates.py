@@ -15,7 +15,7 @@ from uuid import UUID, uuid4
 
 from sqlalchemy import func, select
 
-from app import catalog, checkins, clients, jobs, ledger, objects, quotas, rounds
+from app import catalog, checkins, clients, jobs, ledger, metrics, objects, quotas, rounds
 from app.auth import Principal
 from app.db import Tx
 from app.errors import Conflict, Missing, TooLarge
@@ -186,6 +186,7 @@ def arrived(tx: Tx, upload: Upload, place: tuple[Assignment, Round] | None) -> U
     if place is not None:
         rounds.move_assignment(tx, place[0], AssignmentEvent.COMPLETE)
     upload.state, upload.completed_at = "uploaded", tx.now
+    tx.after_commit(partial(metrics.UPLOADED.inc, upload.size))
     jobs.enqueue(tx, VERIFY, upload.id, project=upload.project_id)
     return status(upload)
 

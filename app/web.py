@@ -26,7 +26,7 @@ from pydantic import BaseModel
 from sqlalchemy import Select, text, tuple_
 from sqlalchemy.orm import InstrumentedAttribute
 
-from app import auth, members, parameters
+from app import auth, logs, members, parameters
 from app.auth import PROJECT_HEADER, Principal, Scope
 from app.db import Tx
 from app.errors import Conflict, Invalid, Outdated, TooLarge, TooMany
@@ -55,7 +55,6 @@ FINGERPRINT = re.compile(r"[0-9a-f]{64}")
 NO_CSP = b"default-src 'none'; frame-ancestors 'none'"
 PAGE_CSP = b"default-src 'self' 'unsafe-inline' data:; frame-ancestors 'none'"
 LONGEST_ONCE_KEY = 255  # characters
-REQUEST_ID = re.compile(r"^[A-Za-z0-9._-]{1,64}$")
 
 
 class Page(Answer, Generic[Item]):
@@ -130,6 +129,12 @@ def require(scope: Scope) -> Any:
         core: Coordinator = request.app.state.core
         principal = _principal(core, request, authorization, project)
         core.callers.check_shared(authorization or "")
+        logs.note(
+            project=principal.project,
+            client=principal.client_id,
+            key=principal.key_id,
+            **_ids(request),
+        )
         principal.require(scope)
         parameters.refuse_unknown(request)
         return Call(core, _route(request), principal, _once_key(request), _purpose(request))
@@ -169,6 +174,12 @@ def public() -> Any:
 
     unauthenticated.scope = None  # type: ignore[attr-defined]
     return Depends(unauthenticated)
+
+
+def _ids(request: Request) -> dict[str, str]:
+    """The run and the round that a path names."""
+    found = request.path_params
+    return {name: found[f"{name}_id"] for name in ("run", "round") if f"{name}_id" in found}
 
 
 def _route(request: Request) -> str:
@@ -312,7 +323,7 @@ IfMatch = Annotated[
 
 
 class Outermost:
-    """Gives each request an id and security headers, stops floods and oversized bodies."""
+    """Gives each answer its id and security headers, stops floods and oversized bodies."""
 
     def __init__(
         self,
@@ -330,8 +341,6 @@ class Outermost:
             await self._app(scope, receive, send)
             return
         headers = {k.lower(): v for k, v in scope["headers"]}
-        wanted = headers.get(b"x-request-id", b"").decode("latin-1")
-        scope["request_id"] = wanted if REQUEST_ID.match(wanted) else uuid4().hex
         if not scope["path"].startswith("/health/"):
             peer = (scope.get("client") or ("unknown", 0))[0]
             try:

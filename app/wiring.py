@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
-from app import failpoints
+from app import failpoints, metrics
 from app.db import Clock, Database
 from app.heads import StoredHeads
 from app.jobs import Doorbell
@@ -54,7 +54,7 @@ def build(settings: AppSettings | None = None, *, clock: Clock = now) -> Coordin
         patience=settings.idle_transaction,
     )
     sealer = Sealer(settings.ledger_seed, settings.ledger_origin)
-    storage = failpoints.bracket(S3Storage(settings), "store")
+    storage = metrics.observed(failpoints.bracket(S3Storage(settings), "store"))
     heads = StoredHeads(storage, settings.ledger_origin)
     rate = Rate(settings.calls_per_second, settings.calls_burst)
     callers = Callers(settings.redis_url.get_secret_value(), rate)

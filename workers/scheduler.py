@@ -11,11 +11,12 @@ import logging
 import signal
 import sys
 import tempfile
+import time
 from collections.abc import Callable
 from pathlib import Path
 from threading import Event, Thread
 
-from app import wiring
+from app import logs, metrics, tracing, wiring
 from app.errors import Unavailable
 from app.wiring import Coordinator
 from workers import clearing, deliver, sweep
@@ -31,13 +32,23 @@ Step = Callable[[Coordinator], None]
 def repeat(step: Step, core: Coordinator, *, every: float, stop: Event) -> None:
     """Do a step every so many seconds until told to stop; an error is logged and tried again."""
     while not stop.is_set():
-        try:
-            step(core)
-        except Unavailable as error:
-            log.warning("%s: %s", step.__name__, error)
-        except Exception:
-            log.exception("%s failed; trying again in %.0f s", step.__name__, every)
+        begun = time.perf_counter()
+        outcome = _attempt(step, core, every)
+        seconds = time.perf_counter() - begun
+        metrics.STEPS.labels(step.__name__, outcome).observe(seconds)
         stop.wait(every)
+
+
+def _attempt(step: Step, core: Coordinator, every: float) -> str:
+    try:
+        step(core)
+    except Unavailable as error:
+        log.warning("%s: %s", step.__name__, error)
+        return "away"
+    except Exception:
+        log.exception("%s failed; trying again in %.0f s", step.__name__, every)
+        return "failed"
+    return "done"
 
 
 def sweep_and_tell(core: Coordinator) -> None:
@@ -51,9 +62,8 @@ def sweep_and_tell(core: Coordinator) -> None:
 def main() -> None:
     """Run all steps, each in a thread of its own: a long collection holds up no deadline."""
     core = wiring.build()
-    logging.basicConfig(
-        level=core.settings.log_level, format="%(asctime)s %(levelname)s %(name)s %(message)s"
-    )
+    logs.configure(core.settings.log_format, core.settings.log_level)
+    tracing.configure("scheduler")
     stop = Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
@@ -81,6 +91,7 @@ def main() -> None:
     stop.wait()
     for thread in threads:
         thread.join(LEAVE)
+    tracing.close()
 
 
 if __name__ == "__main__":

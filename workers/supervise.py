@@ -13,9 +13,12 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+
+from app import logs
 
 CELERY = (sys.executable, "-m", "celery", "-A", "workers.celery_app")
 SCHEDULER = (sys.executable, "-m", "workers.scheduler")
@@ -122,11 +125,28 @@ class Watchdog:
 
 def main(arguments: Sequence[str]) -> None:
     """Supervise ``celery worker`` or the scheduler."""
-    logging.basicConfig(level="INFO", format="%(asctime)s %(levelname)s %(name)s %(message)s")
-    if list(arguments) == ["schedule"]:
-        Supervisor(SCHEDULER).run()
-    else:
-        Supervisor([*CELERY, *arguments], stalled=Watchdog()).run()
+    logs.configure(os.environ.get("LOG_FORMAT") or "text", "INFO")
+    with _metrics_served():
+        if list(arguments) == ["schedule"]:
+            Supervisor(SCHEDULER).run()
+        else:
+            Supervisor([*CELERY, *arguments], stalled=Watchdog()).run()
+
+
+@contextmanager
+def _metrics_served() -> Iterator[None]:
+    """Where METRICS_PORT is set, let all processes below count together, and serve their counts."""
+    port = os.environ.get("METRICS_PORT") or ""
+    if not port.isdigit():  # the child will say what is wrong with it
+        yield
+        return
+    from app import exposition
+
+    with tempfile.TemporaryDirectory(prefix="fedselect-metrics-") as folder:
+        os.environ[exposition.FOLDER] = folder
+        address = os.environ.get("METRICS_ADDRESS") or "127.0.0.1"
+        with exposition.served(address, int(port), exposition.of_processes(folder)):
+            yield
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 
-from app import heads, jobs, ledger, retention, rounds
+from app import heads, jobs, ledger, logs, retention, rounds
 from app.errors import Unavailable
 from app.ledger import BATCH
 from app.wiring import Coordinator
@@ -29,10 +29,13 @@ def sweep(core: Coordinator) -> None:
             gathering, evaluating = rounds.overdue(tx)
             forgotten = jobs.overdue(tx, grace=GRACE, limit=1000)
         for round_id in gathering:
-            with core.db.transaction(ACTOR, "sweep.tick") as tx:
+            with logs.about(round=round_id), core.db.transaction(ACTOR, "sweep.tick") as tx:
                 rounds.tick(tx, round_id)
         for run_id in evaluating:
-            with core.db.transaction(ACTOR, "sweep.finish_evaluation") as tx:
+            with (
+                logs.about(run=run_id),
+                core.db.transaction(ACTOR, "sweep.finish_evaluation") as tx,
+            ):
                 rounds.finish_evaluation(tx, run_id)
         if forgotten:
             core.bell.ring(forgotten)

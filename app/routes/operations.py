@@ -1,26 +1,33 @@
-"""What operators and load balancers call: health."""
+"""What operators and load balancers call: health and metrics."""
 
 from __future__ import annotations
 
-from fastapi import APIRouter, Response
+from typing import Annotated
+
+from fastapi import APIRouter, Header, Request, Response, Security
+from fastapi.responses import PlainTextResponse
 from sqlalchemy.exc import SQLAlchemyError  # the one look at the database that is not a query
 
+from app import auth, exposition
 from app.errors import Refusal
-from app.web import Call, public
+from app.routes import problems
+from app.web import BEARER, Call, public
 from fedselect import __version__
 from fedselect.protocol import Health
 
-router = APIRouter(prefix="/health", tags=["operations"])
+router = APIRouter(tags=["operations"])
 
 
-@router.get("/live", operation_id="live", summary="Is the process alive?", dependencies=[public()])
+@router.get(
+    "/health/live", operation_id="live", summary="Is the process alive?", dependencies=[public()]
+)
 def live() -> Health:
     """Answers as long as the process does."""
     return Health(status="ok", version=__version__)
 
 
 @router.get(
-    "/ready",
+    "/health/ready",
     operation_id="ready",
     summary="Can it serve?",
     responses={503: {"description": "A server behind the coordinator is away."}},
@@ -39,3 +46,23 @@ def ready(response: Response, call: Call = public()) -> Health:
         away["storage"] = error.code
     response.status_code = 503 if away else 200
     return Health(status="away" if away else "ok", version=__version__, away=away)
+
+
+@router.get(
+    "/metrics",
+    operation_id="metrics",
+    summary="Metrics for Prometheus",
+    response_class=PlainTextResponse,
+    responses=problems(401, 403),
+)
+def metrics(
+    request: Request,
+    _: Annotated[object, Security(BEARER)],
+    authorization: Annotated[str | None, Header(include_in_schema=False)] = None,
+    call: Call = public(),
+) -> Response:
+    """For whoever sends METRICS_TOKEN as Bearer; without that setting, for nobody."""
+    token = call.core.settings.metrics_token
+    auth.check_metrics_token(token.get_secret_value() if token else None, authorization)
+    text = exposition.render(request.app.state.metrics)
+    return Response(text, media_type=exposition.CONTENT_TYPE)

@@ -7,7 +7,7 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from app import wiring
+from app import gauges, wiring
 from app.cli import migrate
 from app.main import create_app
 from app.wiring import Coordinator
@@ -67,6 +67,7 @@ def api(core: Coordinator) -> Iterator[TestClient]:
     with TestClient(app, raise_server_exceptions=False) as client:
         app.state.core.close()
         app.state.core = core
+        app.state.metrics = gauges.registry(core.db)
         yield client
 
 

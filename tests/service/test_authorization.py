@@ -51,6 +51,7 @@ ALLOWED: dict[str, set[str]] = {
     "POST /v1/clients": NOBODY_NEEDS_A_KEY,
     "GET /health/live": NOBODY_NEEDS_A_KEY,
     "GET /health/ready": NOBODY_NEEDS_A_KEY,
+    "GET /metrics": NOBODY_NEEDS_A_KEY,  # but METRICS_TOKEN: test_metrics
     "POST /v1/check-ins": {CLIENT},
     "POST /v1/assignments/{assignment_id}/uploads": {CLIENT},
     "POST /v1/assignments/{assignment_id}/evaluations": {CLIENT},
