@@ -22,16 +22,18 @@ from rich.console import Console
 from rich.table import Table
 
 from app import jobs_cli, keys, ledger, storage_cli, tenants, upkeep_cli, wiring
+from fedselect import admin as remote
 from fedselect.errors import FedSelectError
 from fedselect.personal import write_atomically
+from fedselect.profiles import Profile, Profiles, write_profiles
 
 if TYPE_CHECKING:
     from app.localstack import LocalStack
 
 out = Console()
-admin = typer.Typer(
-    no_args_is_help=True, help="Prepare a deployment: schema, projects, first keys."
-)
+admin = remote.app  # over HTTP; what follows goes to the database itself
+remote.jobs.command("watch")(jobs_cli.watch)
+DIRECT = "On the deployment itself, without a key (break-glass)"
 Root = Annotated[Path, typer.Option(help="Folder of the local stack.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
 DEFAULT_ROOT = Path(".fedselect")
@@ -42,9 +44,8 @@ def register(app: typer.Typer) -> None:
     app.command()(up)
     app.command()(down)
     app.command()(status)
-    app.add_typer(jobs_cli.app, name="jobs")
+    app.add_typer(remote.jobs, name="jobs")
     app.add_typer(storage_cli.app, name="storage")
-    app.add_typer(admin, name="admin")
     upkeep_cli.register(app, admin)
 
 
@@ -52,9 +53,9 @@ def up(root: Root = DEFAULT_ROOT, as_json: AsJson = False) -> None:
     """Start PostgreSQL, Redis, an S3 server, the coordinator, a worker and the scheduler."""
     stack = _stack(root)
     stack.up(prepare=lambda environment: prepare(root, environment))
+    url = stack.environment()["PUBLIC_URL"]
     _show(stack, as_json)
     if not as_json:
-        url = stack.environment()["PUBLIC_URL"]
         out.print(f"API docs  {url}/docs\nOwner key {admin_key_file(root)}")
         out.print(f"Stop with [bold]fedselect down --root {root}[/bold]")
 
@@ -106,7 +107,7 @@ def admin_key_file(root: Path) -> Path:
 
 
 def prepare(root: Path, environment: dict[str, str]) -> None:
-    """Migrate, create the bucket, the default project and its owner key, once."""
+    """Migrate, create the bucket, the default project and its owner key, once; note where it is."""
     with _environment(environment):
         migrate()
         with _coordinator() as core:
@@ -114,6 +115,8 @@ def prepare(root: Path, environment: dict[str, str]) -> None:
             file = admin_key_file(root)
             if not file.exists():
                 write_atomically(file, _first_key(core).encode())
+    here = Profile(environment["PUBLIC_URL"], str(file.absolute()))
+    write_profiles(root / "profiles.toml", Profiles("local", {"local": here}))
 
 
 def _first_key(core: wiring.Coordinator, role: str = "owner") -> str:
@@ -122,7 +125,7 @@ def _first_key(core: wiring.Coordinator, role: str = "owner") -> str:
         return keys.first(tx, core.settings.pepper, project, role=role, name="first key").key
 
 
-@admin.command()
+@admin.command(rich_help_panel=DIRECT)
 def migrate() -> None:
     """Bring the schema up to date as MIGRATION_DATABASE_URL; grant DATABASE_URL's role its use."""
     config = Config()
@@ -131,14 +134,14 @@ def migrate() -> None:
     alembic.upgrade(config, "head")
 
 
-@admin.command("create-bucket")
+@admin.command("create-bucket", rich_help_panel=DIRECT)
 def create_bucket() -> None:
     """Create S3_BUCKET if it is not there."""
     with _coordinator() as core:
         core.storage.prepare()
 
 
-@admin.command("create-key")
+@admin.command("create-key", rich_help_panel=DIRECT)
 def create_key(
     organisation: Annotated[str, typer.Option()] = "default",
     project: Annotated[
@@ -146,6 +149,7 @@ def create_key(
     ] = "default",
     role: Annotated[str, typer.Option(help="owner, operator, auditor or viewer")] = "owner",
     root: upkeep_cli.Root = DEFAULT_ROOT,
+    as_json: AsJson = False,
 ) -> None:
     """Print a new key, also when all others are lost; what it is for is created if needed.
 
@@ -161,11 +165,11 @@ def create_key(
             else tenants.ensure_organisation(tx, organisation)
         )
         issued = keys.first(tx, core.settings.pepper, place, role=role, name="command line")
-    typer.echo(issued.key)
+    typer.echo(issued.model_dump_json() if as_json else issued.key)
 
 
-@admin.command("rotate-ledger-key")
-def rotate_ledger_key(root: upkeep_cli.Root = DEFAULT_ROOT) -> None:
+@admin.command("rotate-ledger-key", rich_help_panel=DIRECT)
+def rotate_ledger_key(root: upkeep_cli.Root = DEFAULT_ROOT, as_json: AsJson = False) -> None:
     """Write down, signed by LEDGER_KEY_PREVIOUS, that LEDGER_KEY signs from now on; print its key.
 
     Nothing is sealed between giving the service its new key and this; then it goes on by itself.
@@ -184,10 +188,10 @@ def rotate_ledger_key(root: upkeep_cli.Root = DEFAULT_ROOT) -> None:
                 new=core.settings.ledger_seed,
                 origin=core.settings.ledger_origin,
             )
-    typer.echo(key)
+    typer.echo(json.dumps({"ledger_key": key}) if as_json else key)
 
 
-@admin.command("check-ledger")
+@admin.command("check-ledger", rich_help_panel=DIRECT)
 def check_ledger(root: upkeep_cli.Root = DEFAULT_ROOT, as_json: AsJson = False) -> None:
     """Recompute the whole ledger, compare heads and rows with it; exit code 1 if one is wrong."""
     from app import ledgercheck

@@ -6,6 +6,7 @@ the local stack. Must not contain rules.
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -36,7 +37,8 @@ def register(app: typer.Typer, admin: typer.Typer) -> None:
     app.command()(gc)
     app.command("backup")(back_up)
     app.command()(restore)
-    admin.command("erase-client")(erase_client)
+    panel = "On the deployment itself, without a key (break-glass)"
+    admin.command("erase-client", rich_help_panel=panel)(erase_client)
 
 
 def gc(
@@ -90,10 +92,14 @@ def _check(core: wiring.Coordinator, as_json: bool) -> None:
         raise typer.Exit(1)
 
 
-def back_up(folder: Folder, root: Root = DEFAULT_ROOT) -> None:
+def back_up(folder: Folder, root: Root = DEFAULT_ROOT, as_json: AsJson = False) -> None:
     """Write database and bucket into an empty folder, while the service works."""
     with deployment(root) as core:
         found = backup.back_up(core, folder)
+    if as_json:
+        facts = {"files": len(found.files), "bytes": found.size, "schema": found.schema}
+        typer.echo(json.dumps({**facts, "folder": str(folder)}))
+        return
     out.print(f"{len(found.files):,} files, {found.size:,} bytes, schema {found.schema}: {folder}")
     out.print("Keep the settings (KEY_PEPPER, LEDGER_KEY) elsewhere: they are not in it.")
 
@@ -104,11 +110,21 @@ def restore(
         bool, typer.Option("--force", help="Delete what the target holds already.")
     ] = False,
     root: Root = DEFAULT_ROOT,
+    as_json: AsJson = False,
 ) -> None:
     """Put a backup into an empty database and bucket, and verify everything in them."""
     with deployment(root, start=True) as core:
         backup.restore(core, folder, force=force)
         found = verification.verify(core)
+    if as_json:
+        typer.echo(json.dumps(asdict(found)))
+    else:
+        _show_verified(found)
+    if found.findings:
+        raise typer.Exit(1)
+
+
+def _show_verified(found: verification.Verification) -> None:
     out.print(
         f"{found.versions:,} versions, {found.masks:,} masks, {found.updates:,} updates, "
         f"{found.manifests:,} manifests, {found.entries:,} ledger entries compared: "
@@ -116,8 +132,6 @@ def restore(
     )
     for line in found.findings:
         out.print(f"- {line}", markup=False, highlight=False)
-    if found.findings:
-        raise typer.Exit(1)
 
 
 def erase_client(

@@ -1,8 +1,9 @@
 """The ``fedselect`` command: it looks into files and ledgers itself and hands on everything else.
 
-Owns the commands ``wire`` and ``audit``, the loading of the halves that register themselves in the
-entry-point group ``fedselect.commands``, and how errors look. Must not know training or the server:
-a half whose extra is not installed costs nothing but a hint.
+Owns the commands ``wire`` and ``audit`` (``admin`` is ``fedselect.admin``), the loading of the
+halves that register themselves in the entry-point group ``fedselect.commands``, and how errors
+look. Must not know training or the server: a half whose extra is not installed costs nothing but a
+hint.
 """
 
 from __future__ import annotations
@@ -41,6 +42,7 @@ class Half:
 
     extra: str
     commands: dict[str, str]
+    joins: tuple[str, ...] = ()  # groups of ours that it adds commands to
 
     @property
     def cure(self) -> str:
@@ -65,11 +67,11 @@ HALVES = {
             "status": "Show what runs.",
             "jobs": "Look at the coordinator's work and retry it.",
             "storage": "Try what the object store enforces.",
-            "admin": "Prepare a deployment.",
             "gc": "Delete what is too old.",
             "backup": "Write database and bucket to a folder.",
             "restore": "Read them back, and verify everything.",
         },
+        joins=("admin",),
     ),
 }
 OWN_PACKAGES = {"fedselect", "app", "workers"}
@@ -109,7 +111,6 @@ def build(word: str | None = None) -> typer.Typer:
         name="fedselect",
         help="Personalized federated learning with automatically selected personal parameters.",
         no_args_is_help=True,
-        add_completion=False,
         pretty_exceptions_enable=False,
         context_settings={"help_option_names": ["-h", "--help"]},
     )
@@ -118,6 +119,9 @@ def build(word: str | None = None) -> typer.Typer:
     app.add_typer(audit_app, name="audit")
     if word in {"wire", "audit", "--version"}:
         return app
+    from fedselect import admin  # with the HTTP client, which files and ledgers do not need
+
+    app.add_typer(admin.app, name="admin")
     for point in sorted(entry_points(group=GROUP), key=lambda point: point.name):
         if _owner(word) in {None, point.name}:
             _load(app, point)
@@ -125,7 +129,8 @@ def build(word: str | None = None) -> typer.Typer:
 
 
 def _owner(word: str | None) -> str | None:
-    return next((name for name, half in HALVES.items() if word in half.commands), None)
+    named = (name for name, half in HALVES.items() if word in {*half.commands, *half.joins})
+    return next(named, None)
 
 
 def _load(app: typer.Typer, point: EntryPoint) -> None:
@@ -354,6 +359,7 @@ def audit_export(
     file: Annotated[Path, typer.Argument(dir_okay=False, writable=True)],
     server: Annotated[str, typer.Option(help="Address of the coordinator, https://host:port.")],
     key: Annotated[str, typer.Option(envvar="FEDSELECT_KEY", help="An auditor's or owner's key.")],
+    as_json: AsJson = False,
 ) -> None:
     """Write the ledger up to its newest head to a file, as JSON lines, for `audit verify`.
 
@@ -374,7 +380,9 @@ def audit_export(
         draft.replace(file)
     finally:
         draft.unlink(missing_ok=True)
-    typer.echo(f"{audit.read_checkpoint(head.text).size:,} entries in {file}")
+    size = audit.read_checkpoint(head.text).size
+    facts = {"entries": size, "file": str(file)}
+    typer.echo(json.dumps(facts) if as_json else f"{size:,} entries in {file}")
 
 
 @audit_app.command("verify")

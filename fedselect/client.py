@@ -16,13 +16,15 @@ from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from contextlib import aclosing, closing
 from dataclasses import dataclass
 from typing import Any, Self, TypeVar
+from uuid import UUID
 
 import httpx
 
 from fedselect import __version__
+from fedselect.administration import Administration
 from fedselect.errors import ServiceError
 from fedselect.exchange import Ask, Flow, Reply, Retries
-from fedselect.operations import Listing, Operations
+from fedselect.operations import Listing
 from fedselect.sending import Source, announce
 
 __all__ = ["AsyncClient", "Client", "Retries", "Source", "announce"]
@@ -69,11 +71,13 @@ class Control:
         return taken
 
 
-class _Connected(Operations):
+class _Connected(Administration):
     """A coordinator's address and the key for it; retries jitter unless they are given.
 
     ``control`` counts what was exchanged besides files.
     """
+
+    _project: str | None = None
 
     def __init__(self, server: str, *, key: str | None, retries: Retries | None) -> None:
         super().__init__(retries or Retries(random.SystemRandom()))
@@ -96,6 +100,8 @@ class _Connected(Operations):
             request.headers["User-Agent"] = f"fedselect/{__version__}"
             if self._key is not None:
                 request.headers["Authorization"] = f"Bearer {self._key}"
+            if self._project is not None:
+                request.headers["FedSelect-Project"] = self._project
         line = len(request.method) + 1 + len(request.url.raw_path)
         self.control.sent += _head_size(line, request.headers)
         self.control.sent += 0 if ask.signed else len(ask.content or b"")
@@ -141,6 +147,8 @@ def _nothing(error: Exception) -> Reply:
 class Client(_Connected):
     """The blocking client. ``sleep`` may end early; ``transport`` stands in for the network.
 
+    ``project`` is for a key of a whole organisation, which must say what a call is about.
+
     Raises:
         ServiceError: the address or the key cannot be one (``server_invalid``, ``key_invalid``).
     """
@@ -150,11 +158,13 @@ class Client(_Connected):
         server: str,
         *,
         key: str | None = None,
+        project: UUID | str | None = None,
         retries: Retries | None = None,
         sleep: Callable[[float], object] = time.sleep,
         transport: httpx.BaseTransport | None = None,
     ) -> None:
         super().__init__(server, key=key, retries=retries)
+        self._project = str(UUID(str(project))) if project is not None else None
         self._sleep = sleep
         self._http = httpx.Client(transport=transport, timeout=TIMEOUT)
 
@@ -204,11 +214,13 @@ class AsyncClient(_Connected):
         server: str,
         *,
         key: str | None = None,
+        project: UUID | str | None = None,
         retries: Retries | None = None,
         sleep: Callable[[float], Coroutine[Any, Any, object]] = asyncio.sleep,
         transport: httpx.AsyncBaseTransport | None = None,
     ) -> None:
         super().__init__(server, key=key, retries=retries)
+        self._project = str(UUID(str(project))) if project is not None else None
         self._sleep = sleep
         self._http = httpx.AsyncClient(transport=transport, timeout=TIMEOUT)
 

@@ -174,6 +174,18 @@ def post(
     return parse(ask, reply, answer=answer)
 
 
+def patch(path: str, answer: type[T], *, retries: Retries, body: BaseModel) -> Flow[T]:
+    """Change what is set in a document; the rest stays. Repeating it changes nothing more.
+
+    Raises:
+        ServiceError: refused, out of reach, or not such an answer.
+    """
+    content = body.model_dump_json(exclude_unset=True).encode()
+    ask = Ask("PATCH", path, {"Content-Type": "application/json"}, content)
+    reply = yield from succeed(ask, retries)
+    return parse(ask, reply, answer=answer)
+
+
 def fetch(download: Download, *, retries: Retries) -> Flow[bytes]:
     """Get a file and check its length and digest.
 

@@ -12,7 +12,8 @@ from uuid import UUID
 import httpx
 import pytest
 
-from fedselect import evaluations, protocol, uploads
+from fedselect import evaluations, protocol, tenancy, uploads
+from fedselect.administration import Administration
 from fedselect.client import AsyncClient, Client, announce
 from fedselect.errors import ServiceError
 from fedselect.operations import Operations
@@ -67,7 +68,25 @@ CALLS = {
     "prove_inclusion": ("GET", "/v1/ledger/proofs/inclusion"),
     "prove_consistency": ("GET", "/v1/ledger/proofs/consistency"),
 }
+ADMINISTRATION = {
+    "who_am_i": ("GET", "/v1/me"),
+    "rotate_own_key": ("POST", "/v1/me/key"),
+    "create_project": ("POST", "/v1/projects"),
+    "projects": ("GET", "/v1/projects"),
+    "project": ("GET", "/v1/projects/{id}"),
+    "edit_project": ("PATCH", "/v1/projects/{id}"),
+    "edit_client": ("PATCH", "/v1/clients/{id}"),
+    "create_key": ("POST", "/v1/keys"),
+    "keys": ("GET", "/v1/keys"),
+    "key": ("GET", "/v1/keys/{id}"),
+    "rotate_key": ("POST", "/v1/keys/{id}/rotate"),
+    "revoke_key": ("POST", "/v1/keys/{id}/revoke"),
+}
 BODIES = {
+    "rotation": tenancy.KeyRotate(),
+    "project": tenancy.ProjectCreate(name="p"),
+    "change": tenancy.ProjectChange(),
+    "key": tenancy.KeyCreate(role="viewer"),
     "registration": protocol.Registration(token=TOKEN, name="ward-7"),
     "announced": announce(b"x"),
     "report": evaluations.EvaluationReport(
@@ -82,14 +101,15 @@ BODIES = {
 def test_every_public_call_is_listed_above() -> None:
     public = {name for name in vars(Operations) if not name.startswith("_")}
     assert public == set(CALLS) | {"put_file", "fetch"}
+    assert {n for n in vars(Administration) if not n.startswith("_")} == set(ADMINISTRATION)
 
 
-@pytest.mark.parametrize("name", CALLS)
+@pytest.mark.parametrize("name", [*CALLS, *ADMINISTRATION])
 def test_each_call_reaches_its_path_with_the_key(name: str) -> None:
     names = list(inspect.signature(getattr(Client, name).__wrapped__).parameters.values())[1:]
     given = [BODIES.get(p.name, ID) for p in names if p.default is p.empty]
     found = talk(script(problem(409, "stop")), name, *given)
-    method, path = CALLS[name]
+    method, path = (CALLS | ADMINISTRATION)[name]
     assert found.requests[0][0] == method
     assert found.requests[0][1].partition("?")[0] == SERVER + path.format(id=ID)
     assert found.requests[0][2]["authorization"] == f"Bearer {KEY}"

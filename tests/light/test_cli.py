@@ -336,7 +336,7 @@ def test_a_half_that_is_not_installed_leaves_a_hint(monkeypatch, command):
     assert "pip install 'fedselect[server]'" in out
     for text in ("Say hello.", *cli.HALVES["server"].commands):
         assert text in out
-    for words in (["up"], ["up", "--port", "1"], ["up", "--help"], ["admin", "key"]):
+    for words in (["up"], ["up", "--port", "1"], ["up", "--help"], ["gc", "key"]):
         code, out, err = command(*words)
         assert (code, out) == (1, "")
         assert err.startswith("error[extra_missing]: ")

@@ -12,9 +12,10 @@ import httpx
 import pytest
 from typer.testing import CliRunner, Result
 
-from app import jobs, jobs_cli
+from app import jobs
 from app.tables import Job
 from app.wiring import Coordinator
+from fedselect import remote
 from fedselect.cli import build
 from fedselect.client import Client
 from fedselect.errors import FedSelectError
@@ -38,7 +39,7 @@ def command(project: Project, monkeypatch: pytest.MonkeyPatch) -> Command:
         return httpx.Response(found.status_code, headers=found.headers, content=found.content)
 
     connected = partial(Client, transport=httpx.MockTransport(ask))
-    monkeypatch.setattr(jobs_cli, "Client", connected)
+    monkeypatch.setattr(remote, "Client", connected)
     monkeypatch.setenv("FEDSELECT_SERVER", "http://coordinator")
     monkeypatch.setenv("FEDSELECT_KEY", project.owner.key or "")
     return lambda *words: CliRunner().invoke(build("jobs"), ["jobs", *words])
@@ -76,7 +77,7 @@ def test_a_missing_key_is_explained(
     command: Command, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.delenv("FEDSELECT_KEY")
-    monkeypatch.setattr(jobs_cli, "LOCAL", tmp_path)
+    monkeypatch.setenv("FEDSELECT_PROFILES", str(tmp_path / "none.toml"))
     found = command("list").exception
     assert isinstance(found, FedSelectError)
     assert "FEDSELECT_KEY" in str(found)

@@ -1,0 +1,215 @@
+"""The ``fedselect admin`` commands over the HTTP interface: what a person does with a key.
+
+Owns the group and its commands about models, runs, rounds and jobs; each is one call. Commands that
+go to the database itself are the server half's (`app/cli.py`), which adds them to this group. Must
+not print (``remote`` does) or contain rules.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated, Any
+from uuid import UUID
+
+import typer
+
+from fedselect import admin_access
+from fedselect.client import Client
+from fedselect.errors import FedSelectError
+from fedselect.evaluations import Evaluation
+from fedselect.policies import RunSettings
+from fedselect.protocol import (
+    JobInfo,
+    ModelCreate,
+    ModelInfo,
+    RoundDetail,
+    RoundInfo,
+    RunCreate,
+    RunInfo,
+    VersionInfo,
+)
+from fedselect.remote import command, group, valid
+from fedselect.tenancy import Identity
+from fedselect.uploads import UploadStatus
+
+REMOTE = "Over the HTTP interface, with a key"
+Id = Annotated[UUID, typer.Argument(metavar="ID")]
+RunId = Annotated[UUID, typer.Argument(metavar="RUN", help="Id of the run.")]
+
+app = group("Administer a coordinator.")
+models = group("Models and their initial weights.")
+runs = group("Training campaigns.")
+rounds = group("Rounds of a run.")
+jobs = group("The coordinator's own work.")
+for name, part in (
+    ("profiles", admin_access.profiles),
+    ("projects", admin_access.projects),
+    ("clients", admin_access.clients),
+    ("keys", admin_access.keys),
+    ("models", models),
+    ("runs", runs),
+    ("rounds", rounds),
+    ("jobs", jobs),
+):
+    app.add_typer(part, name=name, rich_help_panel=REMOTE)
+
+
+@command(app, "whoami", panel=REMOTE)
+def who_am_i(client: Client) -> Identity:
+    """Show role, scopes, organisation and project of the key in use."""
+    return client.who_am_i()
+
+
+# --- models ------------------------------------------------------------------------------------
+
+
+@command(models, "list", columns=("id", "name", "elements", "initial_version.sha256"))
+def list_models(client: Client) -> Iterator[ModelInfo]:
+    """List models, oldest first."""
+    return client.models()
+
+
+@command(models, "show")
+def show_model(client: Client, model_id: Id) -> ModelInfo:
+    """Show one model."""
+    return client.model(model_id)
+
+
+@command(models, "create")
+def create_model(
+    client: Client,
+    name: str,
+    space: Annotated[Path, typer.Argument(help="File with the parameter space, JSON.")],
+) -> ModelInfo:
+    """Register a model by its parameter space; `send-weights` follows."""
+    return client.create_model(valid(ModelCreate, name=name, space=_read_json(space)))
+
+
+@command(models, "send-weights")
+def send_weights(
+    client: Client,
+    model_id: Id,
+    file: Annotated[Path, typer.Argument(exists=True, dir_okay=False, help="A version file.")],
+) -> UploadStatus:
+    """Upload a model's initial weights; `models show` names them once they are verified."""
+    return client.send_weights(model_id, file.read_bytes())
+
+
+# --- runs and rounds ---------------------------------------------------------------------------
+
+
+@command(runs, "list", columns=("id", "name", "state", "published", "created_at", "reason"))
+def list_runs(client: Client) -> Iterator[RunInfo]:
+    """List runs, oldest first."""
+    return client.runs()
+
+
+@command(runs, "show")
+def show_run(client: Client, run_id: Id) -> RunInfo:
+    """Show one run."""
+    return client.run(run_id)
+
+
+@command(runs, "create")
+def create_run(
+    client: Client,
+    name: str,
+    model_id: Annotated[UUID, typer.Argument(metavar="MODEL", help="Id of the model.")],
+    settings: Annotated[Path | None, typer.Option(help="File with its settings, JSON.")] = None,
+) -> RunInfo:
+    """Create a run; it waits for `start`."""
+    wanted = valid(RunSettings, **(_read_json(settings) if settings else {}))
+    return client.create_run(valid(RunCreate, name=name, model_id=model_id, settings=wanted))
+
+
+@command(runs, "start")
+def start_run(client: Client, run_id: Id) -> RunInfo:
+    """Open a run's first round."""
+    return client.start_run(run_id)
+
+
+@command(runs, "pause")
+def pause_run(client: Client, run_id: Id) -> RunInfo:
+    """Let the present round end and open no further one."""
+    return client.pause_run(run_id)
+
+
+@command(runs, "resume")
+def resume_run(client: Client, run_id: Id) -> RunInfo:
+    """Go on with a paused run."""
+    return client.resume_run(run_id)
+
+
+@command(runs, "stop")
+def stop_run(client: Client, run_id: Id) -> RunInfo:
+    """End a run for good; its present round is cancelled."""
+    return client.stop_run(run_id)
+
+
+@command(runs, "versions", columns=("number", "id", "size", "sha256", "created_at"))
+def list_versions(client: Client, run_id: RunId) -> Iterator[VersionInfo]:
+    """List a run's versions."""
+    return client.versions(run_id)
+
+
+@command(runs, "evaluations", columns=("client_name", "personal_share", "participations", "scores"))
+def list_evaluations(client: Client, run_id: RunId) -> Iterator[Evaluation]:
+    """List what clients measured at the end of a run."""
+    return client.evaluations(run_id)
+
+
+@command(rounds, "list", columns=("number", "attempt", "state", "id", "opened_at", "reason"))
+def list_rounds(client: Client, run_id: RunId) -> Iterator[RoundInfo]:
+    """List the rounds of a run."""
+    return client.rounds(run_id)
+
+
+@command(rounds, "show")
+def show_round(client: Client, round_id: Id) -> RoundDetail:
+    """Show one round and its assignments."""
+    return client.round(round_id)
+
+
+@command(rounds, "cancel")
+def cancel_round(client: Client, round_id: Id) -> RoundInfo:
+    """End a round without a version; the run pauses."""
+    return client.cancel_round(round_id)
+
+
+# --- jobs --------------------------------------------------------------------------------------
+
+
+@command(jobs, "list", columns=("id", "kind", "part", "state", "attempts", "created_at", "error"))
+def list_jobs(
+    client: Client,
+    state: Annotated[str | None, typer.Option(help="due, leased, done or failed")] = None,
+) -> Iterator[JobInfo]:
+    """List jobs, oldest first."""
+    return client.jobs(state)
+
+
+@command(jobs, "show")
+def show_job(client: Client, job_id: Id) -> JobInfo:
+    """Show one job."""
+    return client.job(job_id)
+
+
+@command(jobs, "retry")
+def retry_job(client: Client, job_id: Id) -> JobInfo:
+    """Have a due job done now, or a failed one of a round with the whole round again."""
+    return client.retry_job(job_id)
+
+
+# --- files -------------------------------------------------------------------------------------
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        found = json.loads(path.read_text("utf-8"))
+    except (OSError, ValueError) as error:
+        raise FedSelectError(f"{path} cannot be read: {error}", code="file_invalid") from error
+    if not isinstance(found, dict):
+        raise FedSelectError(f"{path} holds no JSON object", code="file_invalid")
+    return found

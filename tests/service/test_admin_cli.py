@@ -1,0 +1,266 @@
+"""``fedselect admin`` over the HTTP interface, against a real coordinator."""
+
+from __future__ import annotations
+
+import json
+import os
+import stat
+import subprocess
+import sys
+from functools import partial
+from pathlib import Path
+
+import httpx
+import pytest
+from typer.testing import CliRunner
+
+from fedselect import remote, wire
+from fedselect.cli import build
+from fedselect.client import Client
+from fedselect.errors import FedSelectError
+from fedselect.profiles import Profile, Profiles, read_profiles, write_profiles
+
+from .factories import drain, make_clients, make_model, make_space
+
+SERVER = "http://coordinator"
+
+
+@pytest.fixture
+def asked():
+    """The headers of every request that was sent."""
+    return []
+
+
+@pytest.fixture
+def admin(project, asked, monkeypatch, tmp_path):
+    """Run ``fedselect admin …``; what it prints as JSON, if it is to."""
+
+    def ask(request: httpx.Request) -> httpx.Response:
+        asked.append((str(request.url.copy_with(path="", query=None)), dict(request.headers)))
+        if request.url.host not in {"coordinator", "elsewhere"}:  # the store
+            with httpx.Client(trust_env=False) as store:
+                found = store.send(request)
+                return httpx.Response(found.status_code, headers=found.headers)
+        found = project.api.request(
+            request.method,
+            request.url.raw_path.decode(),
+            headers=dict(request.headers),
+            content=request.content,
+        )
+        return httpx.Response(found.status_code, headers=found.headers, content=found.content)
+
+    monkeypatch.setattr(remote, "Client", partial(Client, transport=httpx.MockTransport(ask)))
+    monkeypatch.setenv("FEDSELECT_SERVER", SERVER)
+    monkeypatch.setenv("FEDSELECT_KEY", project.owner.key or "")
+    monkeypatch.setenv("FEDSELECT_PROFILES", str(tmp_path / "profiles.toml"))
+    app = build("admin")
+
+    def run(*words: object, code: int = 0, text: str | None = None):
+        found = CliRunner().invoke(app, ["admin", *map(str, words)], input=text)
+        assert found.exit_code == code, (found.output, found.exception)
+        if code:
+            return found
+        return json.loads(found.stdout) if "--json" in words else found.stdout
+
+    return run
+
+
+def keep_key(path: Path, key: str, mode: int = 0o600) -> Path:
+    path.write_text(key + "\n")
+    path.chmod(mode)
+    return path
+
+
+# --- what the commands do ----------------------------------------------------------------------
+
+
+def test_who_am_i_and_projects(admin, project):
+    assert admin("whoami", "--json")["role"] == "owner"
+    (found,) = admin("projects", "list", "--json")
+    assert found["id"] == str(project.id)
+    assert found["name"] in admin("projects", "show", project.id)
+
+
+def test_a_key_of_an_organisation_names_its_project(admin, project, monkeypatch, asked):
+    monkeypatch.setenv("FEDSELECT_KEY", project.organisation().key)
+    made = admin("projects", "create", "second", "--client-limit", 3, "--json")
+    assert (made["name"], made["client_limit"]) == ("second", 3)
+    changed = admin("projects", "edit", made["id"], "--no-limit", "--name", "third", "--json")
+    assert (changed["name"], changed["client_limit"]) == ("third", None)
+    assert admin("runs", "list", code=1).exception.code == "project_required"
+    assert admin("runs", "list", "--project", made["id"], "--json") == []
+    assert asked[-1][1]["fedselect-project"] == made["id"]
+    assert admin("runs", "list", "--project", "x", code=1).exception.code == "project_invalid"
+    found = admin("keys", "create-for-organisation", "--role", "auditor", "--json")
+    assert found["info"]["project_id"] is None
+
+
+def test_clients(admin, project):
+    client = make_clients(project, 1)[0]
+    assert len(admin("clients", "enrol", "--count", 2, "--json")["tokens"]) == 2
+    assert client.name in admin("clients", "list")
+    changed = admin("clients", "edit", client.id, "--tag", "a", "--tag", "b", "--json")
+    assert (changed["name"], changed["tags"]) == (client.name, ["a", "b"])
+    assert admin("clients", "edit", client.id, "--no-tags", "--json")["tags"] == []
+    assert admin("clients", "suspend", client.id, "--json")["state"] == "suspended"
+    assert admin("clients", "activate", client.id, "--json")["state"] == "active"
+    assert admin("clients", "revoke", client.id, "--json")["state"] == "revoked"
+    admin("clients", "erase", client.id, code=1, text="n\n")
+    assert admin("clients", "show", client.id, "--json")["name"] == client.name
+    assert admin("clients", "erase", client.id, "--yes", "--json")["pseudonym"]
+
+
+def test_keys(admin, tmp_path):
+    made = admin("keys", "create", "--role", "viewer", "--name", "wall", "--json")
+    assert made["key"].startswith("fsk_")
+    key_id = made["info"]["id"]
+    assert "wall" in admin("keys", "list")
+    assert made["key"] not in admin("keys", "list", "--json").__repr__()
+    file = tmp_path / "new.key"
+    info = admin("keys", "rotate", key_id, "--grace", 60, "--out", file, "--json")
+    assert "key" not in info
+    assert file.read_text().startswith("fsk_")
+    assert stat.S_IMODE(file.stat().st_mode) == 0o600
+    assert "new file" in admin("keys", "rotate", key_id, "--out", file, code=2).output
+    assert admin("keys", "revoke", key_id, "--json")["revoked_at"]
+    assert admin("keys", "create", "--role", "king", code=1).exception.code == "request_invalid"
+    own = admin("keys", "rotate-own", "--json")
+    assert own["info"]["predecessor_id"]
+
+
+def test_a_model_and_a_run(admin, project, tmp_path):
+    space = make_space()
+    file = tmp_path / "space.json"
+    file.write_text(json.dumps(space.to_json()))
+    model = admin("models", "create", "watch", file, "--json")
+    weights = tmp_path / "weights.safetensors"
+    weights.write_bytes(wire.encode_version(space.digest, make_model(project).weights))
+    assert admin("models", "send-weights", model["id"], weights, "--json")["state"] == "uploaded"
+    (job,) = admin("jobs", "list", "--state", "due", "--json")
+    assert admin("jobs", "show", job["id"], "--json") == job
+    assert admin("jobs", "retry", job["id"], "--json")["state"] == "due"
+    drain(project)
+    assert admin("models", "show", model["id"], "--json")["initial_version"]
+    assert "watch" in admin("models", "list")
+    settings = tmp_path / "settings.json"
+    settings.write_text('{"rounds": 60}')
+    run = admin("runs", "create", "autumn", model["id"], "--settings", settings, "--json")
+    assert run["settings"]["rounds"] == 60
+    for order, state in (("start", "running"), ("pause", "paused"), ("resume", "running")):
+        assert admin("runs", order, run["id"], "--json")["state"] == state
+    (found,) = admin("rounds", "list", run["id"], "--json")
+    assert admin("rounds", "show", found["id"], "--json")["assignments"] == []
+    assert "autumn" in admin("runs", "list")
+    assert len(admin("runs", "versions", run["id"], "--json")) == 1
+    assert admin("runs", "evaluations", run["id"], "--json") == []
+    assert admin("rounds", "cancel", found["id"], "--json")["state"] == "cancelled"
+    assert admin("runs", "stop", run["id"], "--json")["state"] == "stopped"
+    assert admin("runs", "show", run["id"], "--json")["state"] == "stopped"
+    settings.write_text('{"rounds": -2}')
+    refused = admin("runs", "create", "x", model["id"], "--settings", settings, code=1)
+    assert "rounds" in str(refused.exception)
+
+
+def test_what_others_wrote_does_not_steer_the_terminal(admin, project):
+    admin("keys", "create", "--role", "viewer", "--name", "[red]x[/red] \u202e", "--json")
+    listed = admin("keys", "list")
+    assert "[red]x[/red]" in listed
+    assert "\u202e" not in listed
+
+
+def test_refusals_have_a_code_and_a_usage_error_is_another(admin):
+    nobody = "00000000-0000-4000-8000-000000000000"
+    assert admin("runs", "show", nobody, code=1).exception.code == "not_found"
+    admin("runs", "show", "seven", code=2)
+    admin("runs", "fly", code=2)
+
+
+# --- where to, and as whom ---------------------------------------------------------------------
+
+
+def test_a_key_is_never_taken_from_the_command_line(admin):
+    found = admin("runs", "list", "--key", "fsk_x", code=2)
+    assert "--key-file" in found.output
+
+
+def test_profiles(admin, project, tmp_path, monkeypatch, asked):
+    key = keep_key(tmp_path / "a.key", project.caller("viewer").key)
+    words = ["--server", "http://elsewhere", "--key-file", key]
+    admin("profiles", "set", "clinic", *words, "--default")
+    admin("profiles", "set", "other", "--server", "http://coordinator", "--key-file", key)
+    listed = admin("profiles", "list", "--json")
+    assert [(p["name"], p["default"]) for p in listed] == [("clinic", True), ("other", False)]
+    # Named: its server and its key, whatever the environment says.
+    assert admin("whoami", "--profile", "clinic", "--json")["role"] == "viewer"
+    assert asked[-1][0] == "http://elsewhere"
+    # Not named: the environment, then the default.
+    assert admin("whoami", "--json")["role"] == "owner"
+    assert asked[-1][0] == "http://coordinator"
+    monkeypatch.delenv("FEDSELECT_KEY")
+    monkeypatch.delenv("FEDSELECT_SERVER")
+    assert admin("whoami", "--json")["role"] == "viewer"
+    monkeypatch.setenv("FEDSELECT_PROFILE", "other")
+    admin("whoami", "--json")
+    assert asked[-1][0] == "http://coordinator"
+    admin("profiles", "remove", "other")
+    assert admin("whoami", code=1).exception.code == "profile_unknown"
+    admin("profiles", "remove", "clinic")
+    assert read_profiles(tmp_path / "profiles.toml") == Profiles()
+
+
+def test_a_profile_s_key_goes_to_no_other_server(admin, project, tmp_path, asked):
+    key = keep_key(tmp_path / "a.key", project.owner.key)
+    admin("profiles", "set", "clinic", "--server", "http://elsewhere", "--key-file", key)
+    found = admin("whoami", "--profile", "clinic", "--server", SERVER, code=1)
+    assert found.exception.code == "key_missing"
+    assert not asked
+
+
+def test_a_key_that_others_can_read_is_refused(admin, project, tmp_path):
+    key = keep_key(tmp_path / "a.key", project.owner.key, 0o644)
+    assert admin("whoami", "--key-file", key, code=1).exception.code == "key_exposed"
+    missing = admin("whoami", "--key-file", tmp_path / "none", code=1)
+    assert missing.exception.code == "key_missing"
+
+
+def test_the_local_stack_is_found_where_nothing_is_named(admin, project, tmp_path, monkeypatch):
+    monkeypatch.delenv("FEDSELECT_KEY")
+    monkeypatch.delenv("FEDSELECT_SERVER")
+    monkeypatch.setattr(remote, "LOCAL", tmp_path / "local.toml")
+    assert admin("whoami", code=1).exception.code == "server_missing"
+    key = keep_key(tmp_path / "owner.key", project.owner.key)
+    write_profiles(remote.LOCAL, Profiles("local", {"local": Profile(SERVER, str(key))}))
+    assert admin("whoami", "--json")["role"] == "owner"
+
+
+@pytest.mark.parametrize(
+    "text", ["[", "profiles = 1", "[profiles.x]\nkey = 1", '[profiles.x]\nserver = ["a"]', "\xff"]
+)
+def test_a_broken_file_is_explained(text, admin, tmp_path):
+    (tmp_path / "profiles.toml").write_bytes(text.encode("latin-1"))
+    assert admin("profiles", "list", code=1).exception.code == "profile_invalid"
+
+
+def test_odd_names_survive_in_the_file(tmp_path):
+    file = tmp_path / "deep" / "profiles.toml"
+    profiles = Profiles('a"b', {'a"b': Profile("https://x", "/ä ö", None), "c.d": Profile("y")})
+    write_profiles(file, profiles)
+    assert read_profiles(file) == profiles
+
+
+def test_the_shell_completes():
+    words = {"_FEDSELECT_COMPLETE": "complete_bash", "COMP_WORDS": "fedselect admin ru"}
+    found = subprocess.run(
+        [Path(sys.executable).with_name("fedselect")],
+        env={**os.environ, **words, "COMP_CWORD": "2"},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert found.stdout.split() == ["runs"]
+
+
+def test_errors_are_of_one_kind(admin, monkeypatch):
+    monkeypatch.setenv("FEDSELECT_SERVER", "ftp://x")
+    assert isinstance(admin("whoami", code=1).exception, FedSelectError)
