@@ -4,7 +4,7 @@ BIN := .venv/bin
 TASK ?= watch
 READY := .venv/.ready
 
-.PHONY: install demo test soak check bench openapi format constraints clean
+.PHONY: install demo test soak check audit bench openapi format constraints clean
 .DELETE_ON_ERROR:
 
 install: $(READY)
@@ -29,7 +29,11 @@ check: $(READY)  ## style, types, architecture
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/bandit --quiet --configfile pyproject.toml --recursive app workers fedselect migrations
 	$(BIN)/python -m pytest -q -p no:xdist tests/test_architecture.py
+
+audit: $(READY)  ## known vulnerabilities of what constraints.txt names; fails, too, if the index does not know of them
+	$(BIN)/pip-audit --requirement constraints.txt --no-deps --disable-pip --strict
 
 bench: $(READY)  ## speed, as ratios against named references; QUICK=1 (small, docs unchanged) ONLY=name
 	$(BIN)/python -m bench $(if $(QUICK),--quick) $(addprefix --only ,$(ONLY))
