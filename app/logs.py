@@ -23,7 +23,7 @@ REMOVED = "[removed]"
 SECRETS = re.compile(
     r"(fs[a-z]_[0-9a-f]{16}_)[0-9a-f]{64}_[0-9a-f]{8}"
     r"|(X-Amz-(?:Signature|Credential|Security-Token)=)[^&\s\"']+"
-    r"|(://[^\s:/@\"']*:)[^\s@\"']+(?=@)"
+    r"|(://[^\s:/@\"']*:)(?!\*+@)[^\s@\"']+(?=@)"
     r"|((?i:bearer )\s*)[\w.~+/=-]{16,}"
 )
 # On DEBUG these write down signatures, addresses and headers, whatever they are about.

@@ -56,8 +56,9 @@ class Audit:
         return CliRunner().invoke(build("audit"), list(map(str, words)), env=environment)
 
     def fetch(self) -> None:
-        done = self.run("audit", "export", self.export, "--server", self.server)
+        done = self.run("audit", "export", self.export, "--server", self.server, "--json")
         assert done.exit_code == 0, (done.output, done.exception)
+        assert json.loads(done.stdout)["file"] == str(self.export)
 
     def verify(self, *words: object) -> Result:
         key = ("--public-key", self.core.sealer.public_key)

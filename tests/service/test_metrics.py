@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import socket
+import subprocess
 import urllib.request
 from dataclasses import replace
 from pathlib import Path
@@ -192,6 +194,16 @@ def test_every_metric_that_is_asked_for_exists(where, existing):
     names = set(NAME.findall(_expressions()[where]))
     assert names
     assert not names - existing
+
+
+def test_promtool_accepts_the_rules():
+    tool = shutil.which("promtool")
+    if tool is None:
+        pytest.skip("promtool is not installed: only the names in the rules were checked")
+    for command, file in (("rules", "alerts.yaml"), ("config", "prometheus.yaml")):
+        words = [tool, "check", command, str(ROOT / "deploy/prometheus" / file)]
+        found = subprocess.run(words, capture_output=True, text=True, check=False)
+        assert found.returncode == 0, found.stdout + found.stderr
 
 
 def test_every_metric_is_documented_and_well_named(existing):

@@ -75,15 +75,19 @@ def test_an_unknown_client_is_an_error(run):
     assert "there is no client" in str(error.value)
 
 
-def test_without_an_environment_commands_take_the_local_stack(run, environment, monkeypatch):
+def test_without_an_environment_commands_take_the_local_stack(run, core, environment, monkeypatch):
     for name in environment:
         monkeypatch.delenv(name)
     monkeypatch.setattr(LocalStack, "environment", lambda _: environment)
     assert json.loads(run("admin", "check-ledger", "--root", "x", "--json"))["findings"] == []
     assert run("admin", "create-key", "--root", "x").startswith("fsk_")
+    issued = json.loads(run("admin", "create-key", "--root", "x", "--role", "viewer", "--json"))
+    assert (issued["key"][:4], issued["info"]["role"]) == ("fsk_", "viewer")
     monkeypatch.setenv("LEDGER_KEY_PREVIOUS", environment["LEDGER_KEY"])  # nothing to change
     key = run("admin", "rotate-ledger-key", "--root", "x").strip()
     assert key == wiring.build(settings.read(environment)).sealer.public_key
+    again = json.loads(run("admin", "rotate-ledger-key", "--root", "x", "--json"))
+    assert again == {"ledger_key": key}
 
 
 def test_without_either_an_error_says_so(run, environment, monkeypatch, tmp_path):
