@@ -42,7 +42,7 @@ from app.localservice import MARK, NOT_YET, PRODUCT, Server, Service
 
 __all__ = ["LocalStack", "ServiceState", "ServiceStatus", "StackError"]
 
-START_PATIENCE = 60.0  # seconds until a service must be ready
+START_PATIENCE = 120.0  # seconds until a service must be ready; a first worker compiles
 STOP_PATIENCE = 20.0  # seconds until a service that was asked to stop is killed
 LOG_TAIL = 25  # lines of the log in an error
 

@@ -156,6 +156,21 @@ class Accumulator:
             self._group.clear()
 
 
+def warm() -> None:
+    """Compile, or load, what the formats on the wire need, before anybody waits for it.
+
+    The first time on a machine this takes seconds: a worker that did so in the middle of a job
+    might lose its lease, or be ended before anything was kept, each time anew.
+    """
+    base = np.frombuffer(bytes(4 * SCALE_BLOCK), dtype="<f4")  # read-only, as what was fetched is
+    mask = np.zeros(SCALE_BLOCK // 8, dtype=np.uint8)
+    for kind in (np.float32, np.uint16, np.int8):
+        scales = np.ones(1, dtype=np.float32) if kind is np.int8 else None
+        accumulator = Accumulator(SCALE_BLOCK)
+        accumulator.add(mask, np.zeros(SCALE_BLOCK, dtype=kind), 1.0, scales)
+        accumulator.finish(base, 1)
+
+
 def check_part(part: Part, size: int) -> None:
     """See that a part of a range of ``size`` elements has exactly one value per shared element.
 

@@ -17,6 +17,7 @@ from celery import signals
 from app import logs, tracing, wiring
 from app.jobs import CAUSE, RUN_JOB, broker
 from app.settings import read
+from fedselect import aggregate
 from workers import running
 
 READY = "worker ready"
@@ -29,6 +30,11 @@ def _configure_logs(**_: object) -> None:
     logs.configure(settings.log_format, settings.log_level)
     for name in ("celery.worker.strategy", "celery.app.trace"):  # each ring twice; ours say more
         logging.getLogger(name).setLevel("WARNING")
+
+
+@signals.worker_init.connect(weak=False)  # type: ignore[untyped-decorator]
+def _compile(**_: object) -> None:
+    aggregate.warm()  # before the fork: the pool's processes have it from the start
 
 
 @signals.worker_ready.connect(weak=False)  # type: ignore[untyped-decorator]

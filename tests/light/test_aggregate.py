@@ -5,6 +5,8 @@ from __future__ import annotations
 import ctypes
 import math
 import mmap
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -418,3 +420,30 @@ def test_value_range_finds_a_shard_in_the_compact_values():
     assert value_range(rank, BLOCK, 2 * BLOCK) == (BLOCK - 5, 2 * BLOCK - 6)
     assert value_range(rank, 2 * BLOCK, 2 * BLOCK + 10) == (2 * BLOCK - 6, 2 * BLOCK + 3)
     assert value_range(rank, 0, 2 * BLOCK + 10) == (0, 2 * BLOCK + 3)
+
+
+def test_whoever_is_warm_compiles_nothing_more() -> None:
+    """What workers then read is of no type that compiled code has not seen."""
+    script = """
+import numpy as np
+from fedselect import aggregate, kernels
+aggregate.warm()
+compiled = [kernels.add_blocks, kernels.divide, kernels._personal_in]
+before = [len(each.signatures) for each in compiled]
+size = 3 * 65536 + 1234
+mask = np.frombuffer(np.random.default_rng(1).bytes(-(-size // 8)), dtype=np.uint8).copy()
+mask[-1] &= 0xFF >> (-size % 8)
+shared = size - int(np.bitwise_count(mask).sum())
+mask = np.frombuffer(mask.tobytes(), dtype=np.uint8)
+base = np.frombuffer(bytes(4 * size), dtype="<f4")
+for kind in ("<f4", "<u2", "i1"):
+    scales = np.ones(-(-size // 4096), dtype=np.float32) if kind == "i1" else None
+    values = np.frombuffer(bytes(shared * np.dtype(kind).itemsize), dtype=kind)
+    for weights in ([1.0] * 9, [3, 7]):
+        accumulator = aggregate.Accumulator(size)
+        for weight in weights:
+            accumulator.add(mask, values, weight, scales)
+        accumulator.finish(base, 2)
+assert before == [len(each.signatures) for each in compiled], before
+"""
+    subprocess.run([sys.executable, "-c", script], check=True, timeout=300)
