@@ -27,6 +27,7 @@ import fedselect
 from fedselect import audit, wire
 from fedselect.deltas import Frames, Ranks, delta_encoding, dense_rank
 from fedselect.errors import FedSelectError, WireError
+from fedselect.keyoption import from_environment
 from fedselect.layout import read_step_layout
 from fedselect.maskcoding import decode_mask
 from fedselect.masks import BLOCK, Mask, packed_size
@@ -358,12 +359,14 @@ def _audit() -> None:
 def audit_export(
     file: Annotated[Path, typer.Argument(dir_okay=False, writable=True)],
     server: Annotated[str, typer.Option(help="Address of the coordinator, https://host:port.")],
-    key: Annotated[str, typer.Option(envvar="FEDSELECT_KEY", help="An auditor's or owner's key.")],
+    key: Annotated[
+        str, typer.Option(envvar="FEDSELECT_KEY", hidden=True, callback=from_environment)
+    ],
     as_json: AsJson = False,
 ) -> None:
     """Write the ledger up to its newest head to a file, as JSON lines, for `audit verify`.
 
-    Give the key in the variable FEDSELECT_KEY, which no process list shows.
+    Give an auditor's or owner's key in the variable FEDSELECT_KEY, which no process list shows.
     """
     from fedselect.client import Client
     from fedselect.ledgerdocs import export_lines

