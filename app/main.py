@@ -55,13 +55,13 @@ def interface(lifespan: Lifespan[FastAPI] | None = None) -> FastAPI:
     install_problem_handlers(app)
     for module in MODULES:
         app.include_router(module.router)
+    routes = [each for module in MODULES for each in module.router.routes]
+    app.state.routes = [each for each in routes if isinstance(each, APIRoute)]
     derived = app.openapi
 
     def openapi() -> dict[str, Any]:
         if app.openapi_schema is None:
-            routes = [each for module in MODULES for each in module.router.routes]
-            found = [each for each in routes if isinstance(each, APIRoute)]
-            description.complete(derived(), found)
+            description.complete(derived(), app.state.routes)
         return app.openapi_schema or {}
 
     app.openapi = openapi  # type: ignore[method-assign]  # FastAPI's own way to extend it

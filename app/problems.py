@@ -82,9 +82,9 @@ def install_problem_handlers(app: FastAPI) -> None:
             raise error
         if error.status_code == 400:  # FastAPI could not read the body
             return problem(request, Invalid("the body is not JSON", code="json_invalid"))
-        refusal = _no_route(request, error)
-        answer = problem(request, refusal)
-        answer.headers.update(error.headers or {})  # Allow, for one
+        answer = problem(request, _no_route(request, error))
+        known = {"Allow": _allowed(request)} if error.status_code == 405 else error.headers
+        answer.headers.update(known or {})
         return answer
 
     async def database(request: Request, error: Exception) -> Response:
@@ -111,12 +111,17 @@ def _no_route(request: Request, error: HTTPException) -> Refusal:
     if error.status_code == 404:
         detail, code = "there is no such path; /docs shows those that there are", "route_unknown"
     elif error.status_code == 405:
-        allowed = (error.headers or {}).get("Allow", "")
-        detail = f"{request.method} is not possible here; this path takes {allowed}"
+        detail = f"{request.method} is not possible here; this path takes {_allowed(request)}"
         code = "method_not_allowed"
     refusal = Refusal(detail, code=code)
     refusal.status, refusal.title = error.status_code, str(error.detail)
     return refusal
+
+
+def _allowed(request: Request) -> str:
+    """All methods of a path; the router knows only those of the first route that it tried."""
+    routes = [each for each in request.app.state.routes if each.path_regex.match(request.url.path)]
+    return ", ".join(sorted({method for route in routes for method in route.methods}))
 
 
 def _explained(error: RequestValidationError) -> tuple[Refusal, list[Any]]:

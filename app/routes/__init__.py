@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from starlette.convertors import StringConvertor, register_url_convertor
+
 from app.description import TEXTS
 from fedselect.lifecycle import AssignmentState, RoundState, RunState
 
@@ -12,6 +14,22 @@ from fedselect.lifecycle import AssignmentState, RoundState, RunState
 ASSIGNMENT_STATE = [f"assignment_{state.value}" for state in AssignmentState]
 ROUND_STATE = [f"round_{state.value}" for state in RoundState]
 RUN_STATE = [f"run_{state.value}" for state in RunState]
+
+
+class _ClientCommand(StringConvertor):
+    """The last word of an order to a client: no other path is taken for one."""
+
+    regex = "suspend|activate|revoke"
+
+
+class _RunCommand(StringConvertor):
+    """The last word of an order to a run."""
+
+    regex = "start|pause|resume|stop"
+
+
+register_url_convertor("client_command", _ClientCommand())
+register_url_convertor("run_command", _RunCommand())
 
 
 def problems(

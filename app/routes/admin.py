@@ -128,7 +128,7 @@ def erase_client(client_id: UUID, call: Call = ERASE) -> Erasure:
 
 
 @router.post(
-    "/clients/{client_id}/{command}",
+    "/clients/{client_id}/{command:client_command}",
     operation_id="changeClient",
     summary="Suspend, activate or revoke a client",
     responses=problems(401, 403, 404, 409, codes={409: ["client_revoked"]}),
@@ -247,7 +247,7 @@ def get_run(run_id: UUID, call: Call = READ) -> RunInfo:
 
 
 @router.post(
-    "/runs/{run_id}/{command}",
+    "/runs/{run_id}/{command:run_command}",
     operation_id="commandRun",
     summary="Start, pause, resume or stop a run",
     responses=problems(401, 403, 404, 409, codes={409: [*RUN_STATE, "transition_refused"]}),

@@ -87,9 +87,10 @@ def _described(response: httpx.Response) -> set[str]:
     for pattern, item in _paths():
         if pattern.fullmatch(asked.url.path) and asked.method.lower() in item:
             answers = item[asked.method.lower()]["responses"]
-            # Too large a body is refused before anybody knows what is asked.
+            # Too large a body is refused before anybody knows what is asked; a template of the
+            # description may fit more than the route does.
             told = answers.get(str(response.status_code), {}).get("x-codes", [])
-            return {*told, "body_too_large"}
+            return {*told, "body_too_large", "route_unknown", "method_not_allowed"}
     return {"route_unknown", "method_not_allowed", "body_too_large", "rate_limited"}
 
 

@@ -130,7 +130,7 @@ def walk(routes: Iterable[Any]) -> Iterator[APIRoute]:
 
 
 def names(route: APIRoute) -> list[str]:
-    return [f"{method} {route.path}" for method in sorted(route.methods)]
+    return [f"{method} {route.path_format}" for method in sorted(route.methods)]
 
 
 def scopes(route: APIRoute) -> list[Scope | None]:

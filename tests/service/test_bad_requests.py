@@ -472,8 +472,21 @@ def test_ids_that_are_none(tenant: Project, bad: str) -> None:
 def test_commands_that_are_none(tenant: Project, model: Model, command: str) -> None:
     run = ok(create(tenant, model), 201)
     answer = tenant.owner.post(f"/v1/runs/{run['id']}/{command}")
-    assert answer.status_code in {404, 405, 422}
-    refused(answer, answer.status_code, answer.json()["code"])
+    refused(answer, 404, "route_unknown")
+
+
+@pytest.mark.parametrize("below", ["rounds", "versions", "evaluations"])
+def test_a_list_is_no_command(tenant: Project, model: Model, below: str) -> None:
+    run = ok(create(tenant, model), 201)
+    answer = tenant.owner.post(f"/v1/runs/{run['id']}/{below}")
+    refused(answer, 405, "method_not_allowed")
+    assert answer.headers["Allow"] == "GET"
+
+
+def test_a_method_that_is_none_is_told_all_that_there_are(tenant: Project) -> None:
+    answer = tenant.owner.request("DELETE", "/v1/runs")
+    refused(answer, 405, "method_not_allowed")
+    assert answer.headers["Allow"] == "GET, POST"
 
 
 def test_things_that_are_not_there(tenant: Project, client: Client) -> None:
