@@ -250,7 +250,9 @@ def get_run(run_id: UUID, call: Call = READ) -> RunInfo:
     "/runs/{run_id}/{command:run_command}",
     operation_id="commandRun",
     summary="Start, pause, resume or stop a run",
-    responses=problems(401, 403, 404, 409, codes={409: [*RUN_STATE, "transition_refused"]}),
+    responses=problems(
+        401, 403, 404, 409, codes={409: [*RUN_STATE, *ROUND_STATE, "transition_refused"]}
+    ),
 )
 def command_run(
     run_id: UUID, command: Literal["start", "pause", "resume", "stop"], call: Call = WRITE
@@ -392,7 +394,13 @@ def get_job(job_id: UUID, call: Call = READ) -> JobInfo:
     "/jobs/{job_id}/retry",
     operation_id="retryJob",
     summary="Have a job done now",
-    responses=problems(401, 403, 404, 409, codes={409: ["job_leased", "job_done", "job_final"]}),
+    responses=problems(
+        401,
+        403,
+        404,
+        409,
+        codes={409: ["job_leased", "job_done", "job_final", *ROUND_STATE, *RUN_STATE]},
+    ),
 )
 def retry_job(job_id: UUID, call: Call = WRITE) -> JobInfo:
     """A due job runs at once; a failed one of a round takes round and run back to work."""
