@@ -47,6 +47,7 @@ class Sending:
     """One delivery that is ours to send now; ``secrets`` are two during a rotation."""
 
     id: UUID
+    webhook: UUID
     url: str
     notice: Notice
     secrets: tuple[str, ...]
@@ -258,7 +259,7 @@ def claim(tx: Tx, *, limit: int, pepper: bytes) -> list[Sending]:
             subject=entry.subject,
             body=entry.body,
         )
-        found.append(Sending(row.id, hook.url, notice, _secrets(tx, hook, pepper), tx.now))
+        found.append(Sending(row.id, hook.id, hook.url, notice, _secrets(tx, hook, pepper), tx.now))
     return found
 
 

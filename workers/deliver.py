@@ -7,7 +7,9 @@ sent but not noted is sent again, under the same id, so that the receiver can te
 from __future__ import annotations
 
 import logging
+from collections import defaultdict
 from concurrent.futures import ThreadPoolExecutor
+from uuid import UUID
 
 from app import outbound, webhooks
 from app.errors import Refusal
@@ -34,7 +36,15 @@ def deliver(core: Coordinator) -> None:
             found = webhooks.claim(tx, limit=AT_ONCE, pepper=core.settings.pepper)
         if found:
             with ThreadPoolExecutor(SENDERS) as senders:
-                list(senders.map(lambda sending: _send(core, sending), found))
+                list(senders.map(lambda own: [_send(core, each) for each in own], _queues(found)))
+
+
+def _queues(found: list[Sending]) -> list[list[Sending]]:
+    """What each webhook is told, in the ledger's order: receivers side by side, events in turn."""
+    queues: defaultdict[UUID, list[Sending]] = defaultdict(list)
+    for sending in sorted(found, key=lambda each: each.notice.seq):
+        queues[sending.webhook].append(sending)
+    return list(queues.values())
 
 
 def _send(core: Coordinator, sending: Sending) -> None:
