@@ -36,7 +36,7 @@ def deliver(core: Coordinator) -> None:
             found = webhooks.claim(tx, limit=AT_ONCE, pepper=core.settings.pepper)
         if found:
             with ThreadPoolExecutor(SENDERS) as senders:
-                list(senders.map(lambda own: [_send(core, each) for each in own], _queues(found)))
+                list(senders.map(lambda queue: _tell(core, queue), _queues(found)))
 
 
 def _queues(found: list[Sending]) -> list[list[Sending]]:
@@ -47,7 +47,21 @@ def _queues(found: list[Sending]) -> list[list[Sending]]:
     return list(queues.values())
 
 
-def _send(core: Coordinator, sending: Sending) -> None:
+def _tell(core: Coordinator, queue: list[Sending]) -> int:
+    """Send one webhook's events in turn; returns how many the receiver answered.
+
+    One that does not answer at all is not asked again for the others: each would wait as long.
+    """
+    for number, sending in enumerate(queue):
+        if not _send(core, sending):
+            for held in queue[number + 1 :]:
+                with core.db.transaction(ACTOR, "webhooks.settle") as tx:
+                    webhooks.settle(tx, held, status=None, error="held back: no answer before it")
+            return number
+    return len(queue)
+
+
+def _send(core: Coordinator, sending: Sending) -> bool:
     status, error = None, None
     try:
         status = outbound.post(
@@ -58,6 +72,7 @@ def _send(core: Coordinator, sending: Sending) -> None:
         error = str(refusal)
     with core.db.transaction(ACTOR, "webhooks.settle") as tx:
         webhooks.settle(tx, sending, status=status, error=error)
+    return status is not None
 
 
 def _message(sending: Sending) -> tuple[bytes, dict[str, str]]:

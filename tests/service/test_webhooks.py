@@ -234,6 +234,24 @@ def test_nobody_there_is_no_crash(office: Office, receiver: Receiver) -> None:
     assert (found["state"], found["status"], found["error"]) == ("waiting", None, "ConnectError")
 
 
+def test_who_does_not_answer_is_not_asked_for_each_event(
+    office: Office, receiver: Receiver, clock: MovableClock
+) -> None:
+    hook = office.hook(receiver)
+    path = f"/v1/webhooks/{hook['webhook']['id']}"
+    gone = replace(receiver, port=1)
+    ok(office.owner.request("PATCH", path, {"url": gone.url}))
+    clients = [make_client(office.project) for _ in range(3)]
+    office.work()
+    errors = [d["error"] for d in office.deliveries(hook)]
+    assert sorted(errors) == ["ConnectError"] + ["held back: no answer before it"] * 2
+    ok(office.owner.request("PATCH", path, {"url": receiver.url}))
+    clock.advance(PAUSES[0] + 1)
+    office.work()
+    told = [json.loads(body)["subject"] for _, body in receiver.got]
+    assert told == [f"client:{client.id}" for client in clients], "in the order of the ledger"
+
+
 def test_the_standards_own_example() -> None:
     """The vector of the Standard Webhooks specification's reference library."""
     signature = sign(
