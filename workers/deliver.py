@@ -9,6 +9,8 @@ from __future__ import annotations
 import logging
 from collections import defaultdict
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from itertools import takewhile
 from uuid import UUID
 
 from app import outbound, webhooks
@@ -52,13 +54,11 @@ def _tell(core: Coordinator, queue: list[Sending]) -> int:
 
     One that does not answer at all is not asked again for the others: each would wait as long.
     """
-    for number, sending in enumerate(queue):
-        if not _send(core, sending):
-            for held in queue[number + 1 :]:
-                with core.db.transaction(ACTOR, "webhooks.settle") as tx:
-                    webhooks.settle(tx, held, status=None, error="held back: no answer before it")
-            return number
-    return len(queue)
+    answered = sum(1 for _ in takewhile(partial(_send, core), queue))
+    for held in queue[answered + 1 :]:
+        with core.db.transaction(ACTOR, "webhooks.settle") as tx:
+            webhooks.settle(tx, held, status=None, error="held back: no answer before it")
+    return answered
 
 
 def _send(core: Coordinator, sending: Sending) -> bool:
