@@ -23,6 +23,7 @@ from fedselect.hooks import sign
 DELIVERER = 0x5EED_0005  # advisory lock
 AT_ONCE = 32  # deliveries of a step, so that a slow receiver holds up few others
 SENDERS = 8
+STEPS = 20  # entries are looked through in so many batches at a time, then it is time to send
 ACTOR = "scheduler"
 log = logging.getLogger(__name__)
 
@@ -32,8 +33,11 @@ def deliver(core: Coordinator) -> None:
     with core.db.singleton(DELIVERER) as mine:
         if not mine:
             return
-        with core.db.transaction(ACTOR, "webhooks.follow") as tx:
-            webhooks.follow(tx)
+        for _ in range(STEPS):
+            with core.db.transaction(ACTOR, "webhooks.follow") as tx:
+                looked = webhooks.follow(tx)
+            if looked == 0:
+                break
         with core.db.transaction(ACTOR, "webhooks.claim") as tx:
             found = webhooks.claim(tx, limit=AT_ONCE, pepper=core.settings.pepper)
         if found:

@@ -201,7 +201,7 @@ BAD: dict[str, tuple[str, Forge]] = {
     "unprintable text": ("space_mismatch", says(space="\0\ud800")),
     "mask version 2 at first": ("mask_version_mismatch", says(mask_version="2")),
     "a field too many": ("header_invalid", says(note="hello")),
-    "another format": ("format_unknown", says(format="fedselect-update/2")),
+    "another format": ("format_unknown", says(format="fedselect-update/9")),
     "a version file": ("format_unknown", version_file),
     "one byte missing": ("file_truncated", bytes_of(lambda data: data[:-1])),
     "ends in the header": ("file_truncated", bytes_of(lambda data: data[:100])),

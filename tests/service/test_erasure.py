@@ -11,6 +11,7 @@ import pytest
 from app import retention
 from app.errors import Unavailable
 from app.retention import COLLECTOR
+from app.storage import S3Storage
 from fedselect.protocol import VersionInfo
 from fedselect.retention import Erasure
 from workers import running
@@ -247,7 +248,7 @@ def test_a_crash_in_the_middle_is_made_good(finished, monkeypatch):
         def away(self, keys):
             raise Unavailable("the object store does not answer", code="storage_unavailable")
 
-        patch.setattr(type(finished.core.storage), "delete", away)
+        patch.setattr(S3Storage, "delete", away)
         answer = finished.project.owner.post(f"/v1/clients/{client.id}/erase")
         refused(answer, 503, "storage_unavailable")
     assert problems(finished.project) == ([], {})

@@ -328,7 +328,12 @@ def create_app():
 CELERY = """
 import os
 from celery import Celery
+from celery import signals
 celery_app = Celery("workers", broker=os.environ["REDIS_URL"])
+
+@signals.worker_ready.connect(weak=False)
+def announce(**_):
+    print("worker ready", flush=True)
 """
 SCHEDULER = """
 import signal
