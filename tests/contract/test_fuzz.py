@@ -20,7 +20,7 @@ from app.wiring import Coordinator
 
 from .fuzz import ROLES, fuzz, prepare
 
-SECONDS = 8  # for each role
+SECONDS = 11  # for each role
 
 
 @pytest.fixture(scope="module")
@@ -53,6 +53,6 @@ def test_no_call_breaks_what_is_described(
     )
     assert not found.failures, "\n".join(found.failures)
     assert found.with_status("5") == 0
-    assert found.calls > 20  # as many as a busy machine manages in that time
-    assert found.with_status("2") > 0
+    assert found.calls > 100
+    assert found.with_status("2") > 10
     assert found.with_status("401") < found.calls / 2
