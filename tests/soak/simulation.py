@@ -110,7 +110,8 @@ class Job:
     epoch: int = 0
     attempts: int = 0
     until: datetime | None = None
-    runs: int = 0  # times that its handler has begun since it was (re)vived
+    runs: int = 0  # times that its handler has begun since it was made due (anew)
+    since: int = 0  # the epoch at that time: whoever took it before is a zombie, not a run
 
 
 @dataclass(frozen=True, slots=True)
@@ -354,7 +355,8 @@ class Coordinator:
                 self.anew(tx, mine[part])
 
     def anew(self, tx: Tx, job: Job) -> None:
-        tx.set(job, state="due", attempts=0, runs=0, run_after=self.db.now, until=None, token=None)
+        fresh = {"attempts": 0, "runs": 0, "since": job.epoch}
+        tx.set(job, state="due", run_after=self.db.now, until=None, token=None, **fresh)
         tx.rings.append(job)
 
     def claim(self, tx: Tx, job: Job) -> Lease | None:
@@ -401,8 +403,7 @@ class Coordinator:
         for job in self.db.jobs:
             mine = job.subject is subject and job.kind in {"aggregate", "publish"}
             if mine and job.state == "failed":
-                tx.set(job, state="due", attempts=0, runs=0, run_after=self.db.now)
-                tx.rings.append(job)
+                self.anew(tx, job)
 
     # rounds
 
@@ -696,7 +697,7 @@ class Workers:
         yield
         try:
             check_attempts(lease)
-            job.runs += 1
+            job.runs += lease.epoch > job.since
             demand(job.runs <= ATTEMPTS, "a job ran more often than its attempts allow")
             yield from getattr(self, job.kind)(lease)
         except LeaseLost:
