@@ -12,7 +12,8 @@ from uuid import UUID
 
 from pydantic import Field, model_validator
 
-from fedselect.protocol import Answer, Count, Request
+from fedselect.protocol import Answer, Request
+from fedselect.scalars import Count, Real
 
 
 class ScoreReport(Request):
@@ -20,7 +21,7 @@ class ScoreReport(Request):
 
     correct: Count
     total: Count = Field(ge=1)
-    loss: float = Field(ge=0, allow_inf_nan=False)
+    loss: Real = Field(ge=0, allow_inf_nan=False)
 
     @model_validator(mode="after")
     def _no_more_than_all(self) -> Self:
@@ -34,7 +35,7 @@ class EvaluationReport(Request):
 
     scores: dict[Literal["local_only", "global", "pre", "post"], ScoreReport]
     participations: Count
-    personal_share: float = Field(ge=0, le=1, allow_inf_nan=False)
+    personal_share: Real = Field(ge=0, le=1, allow_inf_nan=False)
     bytes_sent: Count = Field(description="Update files, as sent.")
     bytes_received: Count = Field(description="Version and delta files, as received.")
     delta_bytes_received: Count = Field(0, description="The delta files among them.")

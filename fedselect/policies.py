@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from fedselect.deltas import Encoding
 from fedselect.errors import SettingsError
 from fedselect.masks import Mask
+from fedselect.scalars import Real, Whole
 from fedselect.space import ParameterSpace, Role
 
 
@@ -36,13 +37,13 @@ class Policy(Settings):
     score: Literal["delta", "random"] = Field(
         "delta", description="What ranks the elements: |θ − reference|, or chance as the control."
     )
-    growth: float = Field(0.05, ge=0, le=1, description="p: share of the still shared elements.")
-    limit: float = Field(0.3, ge=0, le=1, description="α: largest personal share of a tensor.")
+    growth: Real = Field(0.05, ge=0, le=1, description="p: share of the still shared elements.")
+    limit: Real = Field(0.3, ge=0, le=1, description="α: largest personal share of a tensor.")
     limit_mode: Literal["cap", "official"] = Field(
         "cap", description="cap: never above the limit; official: tested before growing only."
     )
-    interval: int = Field(1, ge=1, description="L: participations between two growth steps.")
-    start_round: int = Field(0, ge=0, description="Own participation at which growth may begin.")
+    interval: Whole = Field(1, ge=1, description="L: participations between two growth steps.")
+    start_round: Whole = Field(0, ge=0, description="Own participation at which growth may begin.")
     schedule: Literal["joint", "alternating"] = Field(
         "joint", description="Train both parts in one step, or personal first, then shared."
     )
@@ -78,11 +79,11 @@ class Policy(Settings):
 class Training(Settings):
     """The local budget of one assignment: plain SGD, ``steps`` or ``epochs`` (exactly one)."""
 
-    steps: int | None = Field(None, ge=1, le=1_000_000, examples=[20])
-    epochs: int | None = Field(None, ge=1, le=10_000)
-    batch_size: int = Field(20, ge=1, le=65_536)
-    learning_rate: float = Field(0.05, gt=0, le=100)
-    clip_norm: float | None = Field(None, gt=0, description="L2 bound on the whole gradient.")
+    steps: Whole | None = Field(None, ge=1, le=1_000_000, examples=[20])
+    epochs: Whole | None = Field(None, ge=1, le=10_000)
+    batch_size: Whole = Field(20, ge=1, le=65_536)
+    learning_rate: Real = Field(0.05, gt=0, le=100)
+    clip_norm: Real | None = Field(None, gt=0, description="L2 bound on the whole gradient.")
 
     @model_validator(mode="after")
     def _one_budget(self) -> Self:
@@ -94,24 +95,24 @@ class Training(Settings):
 class RoundPolicy(Settings):
     """How a round is run. Times in seconds; ``goal`` and ``quorum`` count clients."""
 
-    goal: int = Field(10, ge=1, le=100_000)
-    over_selection: float = Field(1.3, ge=1, le=10)
-    quorum: int = Field(2, ge=1, le=100_000)
-    selection_deadline: float = Field(600, gt=0, le=7 * 86_400)
-    report_deadline: float = Field(3600, gt=0, le=30 * 86_400)
-    verification_timeout: float = Field(600, gt=0, le=86_400)
-    min_contributors: int = Field(
+    goal: Whole = Field(10, ge=1, le=100_000)
+    over_selection: Real = Field(1.3, ge=1, le=10)
+    quorum: Whole = Field(2, ge=1, le=100_000)
+    selection_deadline: Real = Field(600, gt=0, le=7 * 86_400)
+    report_deadline: Real = Field(3600, gt=0, le=30 * 86_400)
+    verification_timeout: Real = Field(600, gt=0, le=86_400)
+    min_contributors: Whole = Field(
         2, ge=1, le=1000, description="k: fewer sharers freeze an element"
     )
     weighting: Literal["uniform", "examples"] = "uniform"
     late: Literal["reject"] = "reject"
-    client_attempts: int = Field(
+    client_attempts: Whole = Field(
         2, ge=1, le=10, description="Tries of one client in a round, should its update be rejected."
     )
-    max_attempts: int = Field(
+    max_attempts: Whole = Field(
         5, ge=1, le=100, description="Tries of a round before the run pauses."
     )
-    retry_after: float = Field(30, gt=0, le=86_400, description="Mean of the check-in window.")
+    retry_after: Real = Field(30, gt=0, le=86_400, description="Mean of the check-in window.")
 
     @model_validator(mode="after")
     def _quorum_fits(self) -> Self:
@@ -133,8 +134,8 @@ class Limits(Settings):
     running variances of inputs that were not normalized. Where deltas travel, they are what counts.
     """
 
-    max_abs: float = Field(1e6, gt=0, description="Largest magnitude of a value that is sent.")
-    max_norm: float = Field(1e7, gt=0, description="Largest L2 norm of all values that are sent.")
+    max_abs: Real = Field(1e6, gt=0, description="Largest magnitude of a value that is sent.")
+    max_norm: Real = Field(1e7, gt=0, description="Largest L2 norm of all values that are sent.")
 
 
 class Wire(Settings):
@@ -151,8 +152,8 @@ class Wire(Settings):
 class RunSettings(Settings):
     """Everything that decides a run's result, besides its data and its starting weights."""
 
-    rounds: int = Field(60, ge=1, le=100_000)
-    seed: int = Field(0, ge=0, lt=2**63)
+    rounds: Whole = Field(60, ge=1, le=100_000)
+    seed: Whole = Field(0, ge=0, lt=2**63)
     policy: Policy = Policy()
     training: Training = Training(steps=20)
     round: RoundPolicy = RoundPolicy()

@@ -23,6 +23,7 @@ from fedselect.deltas import Encoding
 from fedselect.lifecycle import AssignmentState, RoundState, RunState
 from fedselect.masks import BLOCK
 from fedselect.policies import RunSettings
+from fedselect.scalars import Whole
 
 MAX_UPLOAD = 5 * 1024**3  # bytes of the largest file
 MULTIPART_FROM = 16 * 1024**2  # bytes from which on a file is sent in parts
@@ -38,7 +39,6 @@ Md5 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{32}$")]
 # Tabs and line breaks are fine; no other control character can be kept and shown.
 Reason = Annotated[str, StringConstraints(max_length=500, pattern=r"^[^\x00-\x08\x0b-\x1f\x7f]*$")]
 TENSOR = {"name": "head.weight", "shape": [6, 128], "kind": "weight", "role": "selectable"}
-Count = Annotated[int, Field(ge=0, lt=2**53)]  # what every JSON reader keeps exactly
 
 
 class Request(BaseModel):
@@ -59,8 +59,8 @@ class Answer(BaseModel):
 class EnrolmentCreate(Request):
     """Ask for single-use enrolment tokens."""
 
-    count: int = Field(1, ge=1, le=100, description="Number of tokens.", examples=[10])
-    expires_in: int = Field(3600, ge=1, le=30 * 86_400, description="Lifetime in seconds.")
+    count: Whole = Field(1, ge=1, le=100, description="Number of tokens.", examples=[10])
+    expires_in: Whole = Field(3600, ge=1, le=30 * 86_400, description="Lifetime in seconds.")
 
 
 class Enrolments(Answer):

@@ -12,6 +12,7 @@ from uuid import UUID
 from pydantic import Field, StringConstraints
 
 from fedselect.protocol import Answer, Name, Request, Sha256, Tag
+from fedselect.scalars import Flag, Whole
 
 DAY = 86_400  # seconds
 Title = Annotated[str, StringConstraints(max_length=100, pattern=r"^[^\x00-\x1f\x7f]*$")]
@@ -19,7 +20,7 @@ Subject = Annotated[
     str, StringConstraints(min_length=1, max_length=255, pattern=r"^[^\x00-\x1f\x7f]*$")
 ]
 StaffRole = Literal["owner", "operator", "auditor", "viewer"]
-ClientLimit = Annotated[int, Field(ge=0, le=1_000_000)]
+ClientLimit = Annotated[Whole, Field(ge=0, le=1_000_000)]
 
 
 class Identity(Answer):
@@ -79,10 +80,10 @@ class KeyCreate(Request):
     scopes: list[str] | None = Field(
         None, max_length=40, description="Only these of the role's scopes; none given: all of them."
     )
-    expires_in: int | None = Field(
+    expires_in: Whole | None = Field(
         None, ge=60, le=3660 * DAY, description="Seconds until it ends; none: until revoked."
     )
-    organisation: bool = Field(
+    organisation: Flag = Field(
         False, description="For all projects of the organisation, present and future."
     )
     certificate: Sha256 | None = Field(
@@ -97,7 +98,7 @@ class MemberCreate(Request):
     subject: Subject = Field(description="The claim `sub` of their tokens.")
     name: Title = Field("", description="For people to read.", examples=["Dr. Sato"])
     role: StaffRole
-    organisation: bool = Field(
+    organisation: Flag = Field(
         False, description="In all projects of the organisation, present and future."
     )
 
@@ -117,7 +118,9 @@ class MemberInfo(Answer):
 class KeyRotate(Request):
     """Ask for a key's successor."""
 
-    grace: int = Field(DAY, ge=0, le=30 * DAY, description="Seconds that the old key still works.")
+    grace: Whole = Field(
+        DAY, ge=0, le=30 * DAY, description="Seconds that the old key still works."
+    )
 
 
 class KeyInfo(Answer):

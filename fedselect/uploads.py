@@ -23,6 +23,7 @@ from fedselect.protocol import (
     in_parts,
     part_sizes,
 )
+from fedselect.scalars import Whole
 
 
 class UploadReserve(Request):
@@ -32,10 +33,10 @@ class UploadReserve(Request):
     cut connection costs one part (docs/UPLOADS.md).
     """
 
-    size: int = Field(ge=1, le=MAX_UPLOAD, description="Bytes.")
+    size: Whole = Field(ge=1, le=MAX_UPLOAD, description="Bytes.")
     sha256: Sha256
     md5: Md5
-    part_size: int | None = Field(None, description="Bytes of every part but the last.")
+    part_size: Whole | None = Field(None, description="Bytes of every part but the last.")
     parts: list[Md5] = Field(
         default=[], max_length=MAX_PARTS, description="MD5 of every part, in order."
     )

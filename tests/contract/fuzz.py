@@ -134,7 +134,17 @@ def fuzz(
     )
     (folder / "said").write_text(done.stdout + done.stderr)
     answers = Counter(line.rstrip() for line in notes.read_text().splitlines())
-    failures = re.findall(r"^- .+", done.stdout, re.MULTILINE)
+    failures = _failures(done.stdout)
     if done.returncode and not failures:
         failures = [f"{role}: the fuzzer ended with {done.returncode}: {done.stdout[-1000:]}"]
     return Fuzzed(role, answers, failures)
+
+
+def _failures(said: str) -> list[str]:
+    """What was wrong, with the operation under whose heading it stands."""
+    found, operation = [], ""
+    for heading, failure in re.findall(r"^_{3,} (.+?) _{3,}$|^- (.+)", said, re.MULTILINE):
+        operation = heading or operation
+        if failure:
+            found.append(f"{operation}: {failure}")
+    return found
