@@ -87,12 +87,18 @@ class Load:
         self.theta = np.random.default_rng(0).normal(size=self.plan["dim"]).astype(np.float32)
 
     async def call(
-        self, line: Connection, kind: str, path: str, key: str, body: Json | None = None
+        self,
+        line: Connection,
+        kind: str,
+        path: str,
+        key: str,
+        body: Json | None = None,
+        due: float | None = None,
     ) -> Reply:
-        """One measured POST of a client."""
+        """One measured POST of a client; its time counts from when it was ``due``."""
         headers = {"Authorization": f"Bearer {key}", "Content-Type": "application/json"}
         data = b"" if body is None else json.dumps(body).encode()
-        begin = time.perf_counter()
+        begin = time.perf_counter() if due is None else due
         reply = await line.ask("POST", path, data, headers)
         self.samples.append((kind, begin, time.perf_counter() - begin, reply.status))
         return reply
@@ -112,9 +118,11 @@ class Load:
         assert put.status == 200, put.body
         return str(ticket["id"])
 
-    async def complete(self, line: Connection, key: str, upload: str) -> None:
+    async def complete(
+        self, line: Connection, key: str, upload: str, due: float | None = None
+    ) -> None:
         """Say that it is there."""
-        await self.call(line, "complete", f"/v1/uploads/{upload}/complete", key)
+        await self.call(line, "complete", f"/v1/uploads/{upload}/complete", key, due=due)
 
     def _update(self, assignment: Json) -> bytes:
         meta = wire.UpdateMeta(
@@ -134,7 +142,10 @@ class Load:
 
 
 async def stage_then_complete(load: Load) -> None:
-    """Every connection stages the updates of its clients; after a line of input all complete."""
+    """Every connection stages the updates of its clients; after a line of input all complete: each
+    connection as soon as it has its last answer, or, with a ``rate``, all of them so many a second,
+    whether answers come or not.
+    """
     plan = load.plan
     lines = [Connection(plan["port"]) for _ in plan["lines"]]
     staged: list[list[tuple[str, str]]] = [[] for _ in lines]
@@ -148,8 +159,12 @@ async def stage_then_complete(load: Load) -> None:
         store.close()
 
     async def complete(number: int) -> None:
-        for key, upload in staged[number]:
-            await load.complete(lines[number], key, upload)
+        for turn, (key, upload) in enumerate(staged[number]):
+            due = None
+            if plan.get("rate"):
+                due = begin + (turn * len(lines) + number) / plan["rate"]
+                await asyncio.sleep(due - time.perf_counter())
+            await load.complete(lines[number], key, upload, due)
 
     some = asyncio.Semaphore(plan["staging"])  # connections at a time: this is only set-up
 
@@ -161,6 +176,7 @@ async def stage_then_complete(load: Load) -> None:
     await _signal("staged")
     for line in lines:
         await line.open()
+    begin = time.perf_counter()
     await asyncio.gather(*(complete(n) for n in range(len(lines))))
 
 
