@@ -13,6 +13,7 @@ from typing import Any
 from fastapi.routing import APIRoute
 
 from app.auth import ROLES, Scope
+from app.deprecation import HEADERS as DEPRECATION_HEADERS
 from app.samples import sample
 from fedselect.protocol import Problem
 
@@ -226,6 +227,8 @@ def _add_headers(operation: Json, *, tagged: bool) -> None:
         names += ["WWW-Authenticate"] if status == "401" else []
         names += ["ETag"] if status == "200" and tagged else []
         answer["headers"] = {name: {"$ref": f"#/components/headers/{name}"} for name in names}
+        if operation.get("deprecated") and status < "300":
+            answer["headers"] |= DEPRECATION_HEADERS
 
 
 def _add_links(operations: list[tuple[str, Json]]) -> None:

@@ -14,7 +14,7 @@ from uuid import UUID
 from sqlalchemy import CompoundSelect, select, union
 from sqlalchemy.dialects.postgresql import insert
 
-from app.db import Tx
+from app.db import Tx, among
 from app.errors import Unavailable
 from app.tables import MaskRecord, Object, Update, Version
 from app.wiring import Coordinator
@@ -39,16 +39,18 @@ def claim(tx: Tx, key: str, *, project: UUID, size: int) -> None:
         raise Unavailable(f"{key} is being deleted; try again", code="object_doomed")
 
 
-def keep(tx: Tx, key: str) -> None:
-    """Before a row names a key: make sure that nobody deletes it until this transaction ends.
+def keep(tx: Tx, *keys: str) -> None:
+    """Before rows name keys: make sure that nobody deletes them until this transaction ends.
 
     Raises:
-        Unavailable: it was not claimed, or has been deleted since (``object_doomed``).
+        Unavailable: one was not claimed, or has been deleted since (``object_doomed``).
     """
-    query = select(Object).where(Object.key == key).with_for_update(read=True, key_share=True)
-    found = tx.session.scalars(query, execution_options={"populate_existing": True}).first()
-    if found is None or found.deletion_id is not None:
-        raise Unavailable(f"{key} is being deleted; write it again", code="object_doomed")
+    query = select(Object).where(among(Object.key, keys)).order_by(Object.key)
+    query = query.with_for_update(read=True, key_share=True)
+    found = tx.session.scalars(query, execution_options={"populate_existing": True})
+    lost = set(keys) - {row.key for row in found if row.deletion_id is None}
+    if lost:
+        raise Unavailable(f"{min(lost)} is being deleted; write it again", code="object_doomed")
 
 
 def named_among(tx: Tx, keys: Sequence[str]) -> set[str]:

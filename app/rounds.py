@@ -147,9 +147,13 @@ def advance(tx: Tx, run: Run, current: Round, event: RoundEvent) -> RoundState:
     return RoundState(current.state)
 
 
-def accepted(tx: Tx, round_id: UUID, *, fold_from: int) -> None:
-    """Tell a round that it has one more update: it may close, or have a group to add up."""
-    run, current = lock_round(tx, round_id)
+def accepted(tx: Tx, run: Run, round_id: UUID, *, fold_from: int) -> None:
+    """Tell a round that it has one more update: it may close, or have a group to add up.
+
+    The run must be locked.
+    """
+    logs.note(run=run.id, round=round_id)
+    current = fresh_round(tx, round_id)
     if advance(tx, run, current, RoundEvent.SETTLE) in GATHERING_ROUNDS:
         sums.grown(tx, run, current, at_least=fold_from)
 
@@ -278,9 +282,7 @@ def publish(tx: Tx, lease: jobs.Lease, file: StoredFile, delta: StoredFile | Non
     """
     run, current = lock_round(tx, lease.subject_id)
     jobs.finish(tx, lease)
-    for each in (file, delta):
-        if each is not None:
-            objects.keep(tx, each.key)
+    objects.keep(tx, *(each.key for each in (file, delta) if each is not None))
     version = Version(
         id=uuid4(),
         project_id=run.project_id,

@@ -42,9 +42,11 @@ class Plan:
 
 def grown(tx: Tx, run: Run, current: Round, *, at_least: int) -> None:
     """After an acceptance: make the folding of every shard due if that completed a group."""
+    accepted = _accepted(tx, current.id)
+    if accepted % GROUP:
+        return
     goal = RunSettings.model_validate(run.settings).round.goal
     elements = tx.session.get_one(Model, run.model_id).elements
-    accepted = _accepted(tx, current.id)
     if folding.due(accepted, elements=elements, goal=goal, at_least=at_least):
         parts = range(-(-elements // SHARD))
         jobs.require(tx, FOLD, current.id, project=current.project_id, parts=parts)

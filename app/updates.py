@@ -197,12 +197,12 @@ def accept_update(tx: Tx, lease: jobs.Lease, found: Verified, *, fold_from: int)
     Raises:
         LeaseLost: another worker holds the job.
     """
-    upload, assignment = _verified_rows(tx, lease)
-    if assignment is None or assignment.round_id is None:
+    run, upload, assignment = _verified_rows(tx, lease)
+    if run is None or assignment is None or assignment.round_id is None:
         return
     if assignment.state != AssignmentState.UPLOADED:  # the round ended while the file was read
         return
-    objects.keep(tx, found.object_key)
+    objects.keep(tx, *filter(None, (found.object_key, found.mask_key)))
     count = select(func.count()).where(Update.round_id == assignment.round_id)
     key = found.mask_key
     mask_id = assignment.mask_id if key is None else _add_mask(tx, assignment, found, key)
@@ -235,12 +235,11 @@ def accept_update(tx: Tx, lease: jobs.Lease, found: Verified, *, fold_from: int)
             "size": update.size,
         },
     )
-    rounds.accepted(tx, assignment.round_id, fold_from=fold_from)
+    rounds.accepted(tx, run, assignment.round_id, fold_from=fold_from)
 
 
 def _add_mask(tx: Tx, assignment: Assignment, found: Verified, mask_key: str) -> UUID:
     known = tx.session.get(MaskRecord, assignment.mask_id) if assignment.mask_id else None
-    objects.keep(tx, mask_key)
     mask = MaskRecord(
         id=uuid4(),
         project_id=assignment.project_id,
@@ -268,7 +267,7 @@ def reject(tx: Tx, lease: jobs.Lease, *, reason: str, detail: str) -> bool:
     Raises:
         LeaseLost: another worker holds the job.
     """
-    upload, assignment = _verified_rows(tx, lease)
+    _, upload, assignment = _verified_rows(tx, lease)
     if assignment is None:
         _reject_weights(tx, upload, reason=reason, detail=detail)
         return True
@@ -302,16 +301,16 @@ def give_up(tx: Tx, lease: jobs.Lease) -> None:
         rounds.settle(tx, assignment)
 
 
-def lock(tx: Tx, upload_id: UUID) -> None:
+def lock(tx: Tx, upload_id: UUID) -> Run | None:
     """Lock the run an upload belongs to, if it belongs to one."""
     query = (
-        select(Assignment.run_id)
+        select(Run)
+        .join(Assignment, Assignment.run_id == Run.id)
         .join(Upload, Upload.assignment_id == Assignment.id)
         .where(Upload.id == upload_id)
+        .with_for_update(of=Run)
     )
-    run_id = tx.session.scalar(query)
-    if run_id is not None:
-        rounds.lock_run(tx, run_id)
+    return tx.session.scalars(query, execution_options={"populate_existing": True}).first()
 
 
 def accept_weights(tx: Tx, lease: jobs.Lease, *, object_key: str) -> None:
@@ -320,7 +319,7 @@ def accept_weights(tx: Tx, lease: jobs.Lease, *, object_key: str) -> None:
     Raises:
         LeaseLost: another worker holds the job.
     """
-    upload, _ = _verified_rows(tx, lease)
+    _, upload, _ = _verified_rows(tx, lease)
     model = tx.session.get_one(Model, upload.model_id, with_for_update=True)
     if catalog.initial_version(tx, model.id) is not None:
         _reject_weights(tx, upload, reason="model_has_weights")
@@ -332,14 +331,19 @@ def accept_weights(tx: Tx, lease: jobs.Lease, *, object_key: str) -> None:
     )
 
 
-def _verified_rows(tx: Tx, lease: jobs.Lease) -> tuple[Upload, Assignment | None]:
+def _verified_rows(tx: Tx, lease: jobs.Lease) -> tuple[Run | None, Upload, Assignment | None]:
     """The rows of a verification job, locked in order; the job ends with this transaction."""
-    lock(tx, lease.subject_id)
+    run = lock(tx, lease.subject_id)
     jobs.finish(tx, lease)
-    upload = tx.session.get_one(Upload, lease.subject_id, with_for_update=True)
-    if upload.assignment_id is None:
-        return upload, None
-    return upload, tx.session.get_one(Assignment, upload.assignment_id)
+    query = (
+        select(Upload, Assignment)
+        .outerjoin(Assignment, Assignment.id == Upload.assignment_id)
+        .where(Upload.id == lease.subject_id)
+        .with_for_update(of=Upload)
+    )
+    fresh = {"populate_existing": True}
+    upload, assignment = tx.session.execute(query, execution_options=fresh).one()
+    return run, upload, assignment
 
 
 def own(tx: Tx, principal: Principal, upload_id: UUID) -> Upload:

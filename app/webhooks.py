@@ -225,8 +225,12 @@ def follow(tx: Tx) -> int:
             _add(tx, row, seq)
         looked += last - row.seen
         row.seen = last
-    tx.session.execute(delete(Delivery).where(Delivery.finished_at < tx.now - KEPT))
     return looked
+
+
+def forget(tx: Tx) -> None:
+    """Delete the deliveries that ended long ago."""
+    tx.session.execute(delete(Delivery).where(Delivery.finished_at < tx.now - KEPT))
 
 
 def _add(tx: Tx, row: Webhook, seq: int) -> None:

@@ -7,6 +7,7 @@ is shared, take those from the cut upwards); the benchmark first proves that bot
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from functools import partial
 from itertools import pairwise
 
 import numpy as np
@@ -137,8 +138,8 @@ def _growing(what: str, learner: TorchLearner, repeats: int) -> list[Figure]:
         assert same, f"{what}: the masks differ after growth {step}"
         found = medians(
             {
-                "ours": lambda now=mask: _ours(space, theta, reference, now),
-                "authors": lambda now=theirs: _authors(tensors, now),
+                "ours": partial(_ours, space, theta, reference, mask),
+                "authors": partial(_authors, tensors, theirs),
             },
             repeats=repeats,
         )

@@ -133,6 +133,62 @@ def check_ins(
     return Outcome(figures, notes=notes)
 
 
+@bench(
+    quick={"polite": 20, "seconds": 6, "connections": 8},
+    full={"polite": 100, "seconds": 60, "connections": 32},
+    minutes=(2, 10),
+)
+def flood(room: Room, *, polite: int, seconds: float, connections: int) -> Outcome:
+    """Check-ins of clients that poll, alone and while one other key asks as fast as it can."""
+    fleet = Fleet(room, 1)
+    tenant, other = fleet.tenant(polite), fleet.tenant(connections)
+    plan = {"every": 1, "seconds": seconds}
+    quiet = fleet.load("poll", [tenant.keys], **plan).result().of("check-in")
+    storm = fleet.load("flood", [[other.keys[0]]] * connections, seconds=seconds + 4)
+    calls = fleet.load("poll", [tenant.keys], **plan).result().of("check-in")
+    flooding = storm.result().of("flood")
+    for each in (quiet, calls):
+        each.check(200)
+    refused = sum(status == 429 for *_, status in flooding.calls) / len(flooding.calls)
+    what = f"check-in of {polite} clients that poll, under a flood"
+    figures = [
+        Figure(f"{what}: p99", calls.percentile(99), "without it", quiet.percentile(99), 2),
+        Figure(f"{what}: median", calls.percentile(50), "without it", quiet.percentile(50)),
+    ]
+    note = (
+        f"The flood: {connections} connections with one key, {flooding.rate:.0f} calls a second, "
+        f"{100 * refused:.1f} % of them answered 429. It comes from the same machine."
+    )
+    return Outcome(figures, notes=[note])
+
+
+@bench(
+    quick={"agents": 8, "warm": 3, "seconds": 6},
+    full={"agents": 40, "warm": 120, "seconds": 1800},
+    minutes=(2, 45),
+)
+def endurance(room: Room, *, agents: int, warm: float, seconds: float) -> Outcome:
+    """Memory of coordinator and workers while rounds go on and on."""
+    fleet = Fleet(room, 1)
+    tenant = fleet.tenant(agents)
+    fleet.run(tenant, rounds=100_000, goal=agents)
+    plan = {"every": 0.5, "seconds": warm + seconds}
+    load = fleet.load("take_part", [[key] for key in tenant.keys], **plan)
+    time.sleep(warm)  # what is measured is time itself
+    names = ("coordinator", "worker", "scheduler")
+    before = {name: fleet.memory(name) for name in names}
+    time.sleep(seconds)
+    after = {name: fleet.memory(name) for name in names}
+    load.result(seconds=seconds)
+    rounds = fleet.sql("SELECT count(*) FROM rounds WHERE state = 'published'")[0][0]
+    what = f"after {seconds / 60:.0f} minutes, {rounds} rounds of {agents} clients"
+    figures = [
+        Figure(f"{name} {what}", after[name], "at the begin", before[name], 1.05, "MiB")
+        for name in names
+    ]
+    return Outcome(figures, notes=["Resident memory, the largest process of each service."])
+
+
 def _fill(fleet: Fleet, tenant: Tenant, places: int) -> None:
     """Let the first clients take the places of the round, so that the others have to wait."""
     load = fleet.load("stage_then_complete", [[key] for key in tenant.keys[:places]], staging=1)

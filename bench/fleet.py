@@ -123,6 +123,10 @@ class Fleet:
         first = psutil.Process(pid)
         return [first, *first.children(recursive=True)]
 
+    def memory(self, name: str) -> float:
+        """Resident memory of the largest process of a service, MiB."""
+        return max(float(each.memory_info().rss) for each in self.processes(name)) / 1024**2
+
     def busy(self) -> dict[str, float]:
         """Processor seconds of each service so far."""
         names = [s.name for s in self.stack.status() if s.pid]

@@ -11,15 +11,17 @@ import asyncio
 import json
 import sys
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 
 import numpy as np
 
 from bench.harness import Json
 from fedselect import Mask, sending, wire
+from fedselect.space import FloatVector
 
 HOST = "127.0.0.1"
 
@@ -81,10 +83,10 @@ class Load:
 
     plan: Json
     samples: list[tuple[str, float, float, int]] = field(default_factory=list)
-    theta: np.ndarray = field(init=False)
+    theta: FloatVector = field(init=False)
 
     def __post_init__(self) -> None:
-        self.theta = np.random.default_rng(0).normal(size=self.plan["dim"]).astype(np.float32)
+        self.theta = np.random.default_rng(0).standard_normal((int(self.plan["dim"]),), np.float32)
 
     async def call(
         self,
@@ -199,6 +201,20 @@ async def poll(load: Load) -> None:
     await asyncio.gather(*(client(n, key) for n, key in enumerate(keys)))
 
 
+async def flood(load: Load) -> None:
+    """Every connection asks again as soon as it has its answer, for ``seconds``."""
+    plan = load.plan
+    end = asyncio.get_running_loop().time() + plan["seconds"]
+
+    async def connection(key: str) -> None:
+        line = Connection(plan["port"])
+        while asyncio.get_running_loop().time() < end:
+            await load.call(line, "flood", "/v1/check-ins", key, {})
+        line.close()
+
+    await asyncio.gather(*(connection(key) for line in plan["lines"] for key in line))
+
+
 async def take_part(load: Load) -> None:
     """Whole participations: check in, reserve, PUT, complete, wait for the round, again."""
     plan = load.plan
@@ -215,8 +231,8 @@ async def take_part(load: Load) -> None:
     await asyncio.gather(*(client(key) for line in plan["lines"] for key in line))
 
 
-WORK: dict[str, Callable[[Load], Awaitable[None]]] = {
-    each.__name__: each for each in (stage_then_complete, poll, take_part)
+WORK: dict[str, Callable[[Load], Coroutine[Any, Any, None]]] = {
+    each.__name__: each for each in (stage_then_complete, poll, flood, take_part)
 }
 
 

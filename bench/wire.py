@@ -11,6 +11,7 @@ import math
 import statistics
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -289,11 +290,11 @@ def wire_speed(_: Room, *, size: int, repeats: int) -> Outcome:
         lengths, payload = pack(codes, rank)
         frames = Frames(encoding, size, rank, lengths)
         name = f"{encoding}, {size / 1e6:.0f} M, 50 % shared"
-        told = {
-            "quantise": lambda e=encoding: quantise(delta, e, mask),
-            "pack": lambda c=codes: pack(c, rank),
-            "decode": lambda f=frames, p=payload: f.decode(p, 0, size),
-            "values of": lambda c=codes: c.values(counts),
+        told: dict[str, Callable[[], object]] = {
+            "quantise": partial(quantise, delta, encoding, mask),
+            "pack": partial(pack, codes, rank),
+            "decode": partial(frames.decode, payload, 0, size),
+            "values of": partial(codes.values, counts),
         }
         figures += [
             Figure(f"{what} {name}", _cpu(run, repeats), "the limit", 1000.0 * size / 25e6, 1.0)

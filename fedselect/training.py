@@ -27,7 +27,7 @@ from fedselect.selection import next_mask
 from fedselect.space import DEFAULT_ROLES, FloatVector, Kind, ParameterSpace, Role, Slot
 from fedselect.task import Batch, Task
 
-Moves = list[tuple[nn.Parameter, Tensor | None]]  # what a step changes; True elements stay still
+Moves = list[tuple[nn.Parameter, Tensor | None]]  # what a step changes: all of it, or see _bits
 
 _NORM_LAYERS = (_NormBase, nn.GroupNorm, nn.LayerNorm, nn.RMSNorm)
 _STATISTICS = {"running_mean", "running_var"}
@@ -269,9 +269,9 @@ class TorchLearner:
             count = int(own.sum())
             own = own.to(parameter.device)
             if count:
-                personal.append((parameter, None if count == slot.size else ~own))
+                personal.append((parameter, None if count == slot.size else _bits(own, parameter)))
             if count < slot.size:
-                shared.append((parameter, own if count else None))
+                shared.append((parameter, _bits(~own, parameter) if count else None))
         return personal, shared
 
     def _step(self, batch: Batch, moves: Moves, training: Training) -> None:
@@ -281,11 +281,11 @@ class TorchLearner:
             trainable = [parameter for _, parameter in self._trainable]
             nn.utils.clip_grad_norm_(trainable, training.clip_norm)
         with torch.no_grad():
-            for parameter, still in moves:
+            for parameter, moving in moves:
                 if parameter.grad is None:
                     continue
-                if still is not None:
-                    parameter.grad.masked_fill_(still, 0)
+                if moving is not None:
+                    parameter.grad.view(moving.dtype).bitwise_and_(moving)
                 parameter.add_(parameter.grad, alpha=-training.learning_rate)
 
     def _one_pass(self) -> Iterator[Batch]:
@@ -387,6 +387,16 @@ class TorchLearner:
             f"training left tensor {name!r} with values that are not finite; lower "
             "training.learning_rate or set training.clip_norm"
         )
+
+
+def _bits(moving: Tensor, parameter: Tensor) -> Tensor:
+    """For each element all bits or none, as integers of the parameter's width.
+
+    What a gradient keeps under them is itself or +0, also where it is not finite; and it is a
+    tenth of the work of `masked_fill_`.
+    """
+    width = {2: torch.int16, 4: torch.int32, 8: torch.int64}[parameter.element_size()]
+    return -moving.to(width)
 
 
 def _shares(steps: int, parts: list[Moves]) -> list[int]:

@@ -45,6 +45,12 @@ def deliver(core: Coordinator) -> None:
                 list(senders.map(lambda queue: _tell(core, queue), _queues(found)))
 
 
+def forget(core: Coordinator) -> None:
+    """One step: drop what was delivered, or given up, long ago."""
+    with core.db.transaction(ACTOR, "webhooks.forget") as tx:
+        webhooks.forget(tx)
+
+
 def _queues(found: list[Sending]) -> list[list[Sending]]:
     """What each webhook is told, in the ledger's order: receivers side by side, events in turn."""
     queues: defaultdict[UUID, list[Sending]] = defaultdict(list)

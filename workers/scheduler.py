@@ -72,6 +72,7 @@ def main() -> None:
         (sweep.seal, 1.0),
         (deliver.deliver, 1.0),
         (clearing.clear, CLEAR_EVERY),
+        (deliver.forget, CLEAR_EVERY),
         (sweep.collect, core.settings.gc_every),
     ]
     threads = [

@@ -13,6 +13,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import chain
 
+from sqlalchemy import bindparam, func, select
+
 from app import jobs, ledger, objects, updates
 from app.db import Tx
 from app.errors import Missing
@@ -30,6 +32,17 @@ from workers.copying import Copy
 from workers.court import COURT, Case, JudgeDied, Verdict
 
 ACTOR = "worker"
+# One question, because many small updates are verified; a model's weights have no assignment.
+_WANTED = (
+    select(Upload, Model, Assignment, Run, Round, Version, MaskRecord)
+    .outerjoin(Assignment, Assignment.id == Upload.assignment_id)
+    .outerjoin(Run, Run.id == Assignment.run_id)
+    .join(Model, Model.id == func.coalesce(Upload.model_id, Run.model_id))
+    .outerjoin(Round, Round.id == Assignment.round_id)
+    .outerjoin(Version, Version.id == Assignment.version_id)
+    .outerjoin(MaskRecord, MaskRecord.id == Assignment.mask_id)
+    .where(Upload.id == bindparam("upload"))
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,24 +83,14 @@ def verify(core: Coordinator, lease: Lease, progress: Progress) -> None:
 
 def _load(core: Coordinator, lease: Lease) -> Order:
     with core.db.transaction(ACTOR, "verify.load") as tx:
-        upload = tx.session.get_one(Upload, lease.subject_id)
+        row = tx.session.execute(_WANTED, {"upload": lease.subject_id}).one()
+        upload, model, assignment, run, current, version, mask = row
         objects.claim(tx, _key(upload), project=upload.project_id, size=upload.size)
-        if upload.assignment_id is None:
-            model = tx.session.get_one(Model, upload.model_id)
-            return Order(upload, ParameterSpace.from_json(model.space))
-        assignment = tx.session.get_one(Assignment, upload.assignment_id)
-        run = tx.session.get_one(Run, assignment.run_id)
-        model = tx.session.get_one(Model, run.model_id)
-        mask_id = assignment.mask_id
-        return Order(
-            upload,
-            ParameterSpace.from_json(model.space),
-            assignment,
-            tx.session.get_one(MaskRecord, mask_id) if mask_id else None,
-            tx.session.get_one(Round, assignment.round_id).number,
-            tx.session.get_one(Version, assignment.version_id).sha256,
-            RunSettings.model_validate(run.settings),
-        )
+    space = ParameterSpace.from_json(model.space)
+    if assignment is None:
+        return Order(upload, space)
+    settings = RunSettings.model_validate(run.settings)
+    return Order(upload, space, assignment, mask, current.number, version.sha256, settings)
 
 
 def _judge(storage: Storage, order: Order, copy: Copy, progress: Progress) -> Verdict:

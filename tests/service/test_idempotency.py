@@ -131,7 +131,7 @@ def changed(what: str) -> Json:
 def test_a_body_written_differently_is_the_same_body(project: Project) -> None:
     once = key()
     headers = {**project.owner.headers(once), "Content-Type": "application/json"}
-    texts = [b'{"count":1,"expires_in":3600}', b'{ "expires_in": 3600.0, "count": "1" }', b"{}"]
+    texts = [b'{"count":1,"expires_in":3600}', b'{ "expires_in": 3600, "count": 1 }', b"{}"]
     answers = [project.api.post("/v1/enrolments", content=t, headers=headers) for t in texts]
     assert len({ok(a, 201)["tokens"][0] for a in answers}) == 1
 

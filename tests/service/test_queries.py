@@ -116,7 +116,7 @@ def test_accepting_an_update_costs_the_same_in_a_large_round(project, other, cou
         with counted() as seen:
             drain(tenant)
         found.append(len(seen))
-    assert found[0] == found[1], found
+    assert found[0] == found[1] <= 24, found
 
 
 def test_a_sweep_costs_the_same_however_many_take_part(project, counted):

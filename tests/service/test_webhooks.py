@@ -19,7 +19,7 @@ from app.webhooks import PAUSES
 from app.wiring import Coordinator
 from fedselect.hooks import sign, verify
 from workers import sweep
-from workers.deliver import deliver
+from workers.deliver import deliver, forget
 
 from .conftest import MovableClock
 from .factories import Caller, Json, Project, TestClient, everything, make_client, ok, refused
@@ -261,3 +261,17 @@ def test_the_standards_own_example() -> None:
         body=b'{"test": 2432232314}',
     )
     assert signature == "v1,g0hM9SsE+OTPJTGt/tmIKtSyZlE3uFJELVlNIOLJ1OE="
+
+
+def test_what_ended_long_ago_is_forgotten(office: Office, receiver: Receiver) -> None:
+    hook = office.hook(receiver)
+    for _ in range(2):
+        make_client(office.project)
+    office.work()
+    old, kept = office.deliveries(hook)
+    office.project.sql(
+        "UPDATE deliveries SET finished_at = finished_at - interval '15 days' WHERE id = :i",
+        i=old["id"],
+    )
+    forget(office.core)
+    assert [each["id"] for each in office.deliveries(hook)] == [kept["id"]]

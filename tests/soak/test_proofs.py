@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from . import report
+from .answers_proof import lost_answers
 from .failpoints_proof import failpoints
 from .kills_proof import kills
 from .network_proof import network
@@ -40,6 +41,11 @@ def test_dying_at_some_failpoints_does_no_harm(room):
 
 def test_faults_of_the_network_change_nothing(room):
     holds(network(room, runs=2, least=40))
+
+
+def test_a_lost_answer_costs_nothing(room):
+    numbers = holds(lost_answers(room, turns=1, least=14))
+    assert len(numbers["calls"]) == 14
 
 
 def test_stragglers_do_not_stop_a_round(room):
