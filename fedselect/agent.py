@@ -131,6 +131,7 @@ class Agent:
         self._rng = rng
         self._patience = Retries(rng, first=5.0, longest=300.0)
         self._failures = 0
+        self._recent: tuple[str, PersonalState] | None = None  # by the SHA-256 of its file
         self._witness = Witness(client, folder)
         folder.meter = client.control.take
         self._versions = Versions(client, folder, learner.space)
@@ -274,7 +275,7 @@ class Agent:
             raise TrainingError("an assignment to train needs a round")
         base = self._versions.base(arm, work)
         settings = work.run.settings
-        before = arm.committed(self._learner.space)
+        before = self._committed(arm)
         done = self._learner.participate(
             before, base, settings=settings, seed=derive_seed(settings, self._name, work.round)
         )
@@ -289,12 +290,21 @@ class Agent:
             known=before.merge_mask if before is not None and same else None,
             send_mask=held is None or held.version != meta.mask_version,
         )
-        return arm.hold(delivery, state=state.to_bytes(self._learner.space), update=update)
+        held_work = arm.hold(delivery, state=state.pieces(self._learner.space), update=update)
+        self._recent = (held_work.state.sha256, state)
+        return held_work
+
+    def _committed(self, arm: Arm) -> PersonalState | None:
+        """The state that counts; as it was made, if this process made it last."""
+        committed = arm.record.committed
+        if committed and self._recent and self._recent[0] == committed.state.sha256:
+            return self._recent[1]
+        return arm.committed(self._learner.space)
 
     def _evaluate(self, arm: Arm, work: Assignment, *, wait: float) -> Step:
         space, settings = self._learner.space, work.run.settings
         base, origin = self._versions.base(arm, work), self._versions.origin(arm, work)
-        state = arm.committed(space)
+        state = self._committed(arm)
         if state is None:
             state = PersonalState.start(base, settings.policy.bounds(space)[0])
         scores = self._learner.evaluate(state, base, settings=settings, origin=origin)

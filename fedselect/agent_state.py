@@ -33,7 +33,7 @@ from uuid import UUID, uuid4
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from fedselect.errors import FedSelectError
-from fedselect.personal import PersonalState, sync_folder, write_atomically
+from fedselect.personal import PersonalState, Pieces, sync_folder, write_atomically
 from fedselect.sending import Source, announce
 from fedselect.space import ParameterSpace
 from fedselect.uploads import UploadReserve
@@ -232,10 +232,11 @@ class AgentFolder:
             path.name for path in self._versions.iterdir() if _DIGEST.fullmatch(path.name)
         )
 
-    def keep_version(self, data: bytes) -> None:
-        """Keep a version file for the next use; if it is lost or torn, it is fetched again."""
-        path = self._versions / hashlib.sha256(data).hexdigest()
-        write_atomically(path, data, durable=False)
+    def keep_version(self, data: bytes, sha256: str) -> None:
+        """Keep a version file, whose digest was checked, for the next use; if it is lost or torn,
+        it is fetched again.
+        """
+        write_atomically(self._versions / sha256, data, durable=False)
 
     def forget_versions(self, *, but: set[str]) -> None:
         """Remove the version files that are not in use, so that they never pile up."""
@@ -312,11 +313,11 @@ class Arm:
         """Count the control traffic up to now."""
         self._change()
 
-    def hold(self, delivery: Delivery, *, state: bytes, update: bytes) -> Tentative:
+    def hold(self, delivery: Delivery, *, state: Pieces, update: bytes) -> Tentative:
         """Keep new work as tentative: the state that would follow and the update to send."""
         tentative = Tentative(
             **dict(delivery),
-            state=self._save(f"{delivery.assignment}.safetensors", state),
+            state=self._save(f"{delivery.assignment}.safetensors", *state),
             update=self._save(f"{delivery.assignment}.update", update),
         )
         self._change(tentative=tentative)
@@ -356,9 +357,13 @@ class Arm:
         _write(self._path / "arm.json", record)
         self.record = record
 
-    def _save(self, name: str, data: bytes) -> StoredFile:
-        write_atomically(self._path / name, data)
-        return StoredFile(name=name, sha256=hashlib.sha256(data).hexdigest(), size=len(data))
+    def _save(self, name: str, *pieces: bytes | memoryview) -> StoredFile:
+        write_atomically(self._path / name, *pieces)
+        digest = hashlib.sha256()
+        for piece in pieces:
+            digest.update(piece)
+        size = sum(memoryview(piece).nbytes for piece in pieces)
+        return StoredFile(name=name, sha256=digest.hexdigest(), size=size)
 
     def _load(self, file: StoredFile) -> bytes:
         path = self._path / file.name

@@ -112,8 +112,12 @@ def step(
     return result, delta_head(meta, lengths, len(frames)) + frames
 
 
-def patch(version: bytes, delta: bytes, *, space: str, dim: int) -> bytes:
+def patch(
+    version: bytes, delta: bytes, *, space: str, dim: int, digest: str | None = None
+) -> bytes:
     """The version file that a delta file makes of the one that it names as its base.
+
+    ``digest``: that of ``version``, for whoever knows it already.
 
     Raises:
         WireError: it is no delta file of ``space``, is meant for another version, or leads to
@@ -122,7 +126,7 @@ def patch(version: bytes, delta: bytes, *, space: str, dim: int) -> bytes:
     layout = read_step_layout(delta[: header_size(delta)])
     check_size(layout, len(delta))
     meta = check_delta_head(layout, space=space, dim=dim)
-    if wire.file_digest(version) != meta.base:
+    if (digest or wire.file_digest(version)) != meta.base:
         raise WireError("the delta belongs to another version", code="base_version_mismatch")
     base = wire.decode_version(version, space_digest=space, dim=dim)
     frames = read_frames(delta, layout, meta)

@@ -86,16 +86,25 @@ def delta_encoding(name: str) -> DeltaEncoding:
     raise WireError(f"{name!r} is no encoding of deltas", code="encoding_unknown")
 
 
+_NO_SCALES: FloatVector = np.empty(0, np.float32)
+
 # --- quantising --------------------------------------------------------------------------------
 
 
-def quantise(delta: FloatVector, encoding: DeltaEncoding, mask: Mask | None = None) -> Codes:
+def quantise(
+    delta: FloatVector,
+    encoding: DeltaEncoding,
+    mask: Mask | None = None,
+    *,
+    rest: FloatVector | None = None,
+) -> Codes:
     """Quantise the shared elements of ``delta`` (shape (D,), float32); all of them without a mask.
 
     bf16: to nearest, ties to even. int8: per 4,096 elements of the flat vector one scale, the
     larger of max|d| / 127 and rms(d) / 12, and codes rint(d / scale). The second bound makes
     codes of a bell-shaped block cheap to entropy-code; it costs precision that error feedback gets
-    back. Only elements that are shared count for a scale.
+    back. Only elements that are shared count for a scale. ``rest`` (D,), float32, if it is given,
+    is filled with what the codes lose of the shared elements, and 0 where they are personal.
 
     Raises:
         WireError: values_not_finite if a shared element is not, or not within bfloat16.
@@ -116,12 +125,15 @@ def quantise(delta: FloatVector, encoding: DeltaEncoding, mask: Mask | None = No
         else:
             codes, found = _to_int8(block, _counts_of(mask, start, stop), scratch)
             scales.append(found)
+        if rest is not None:
+            own = Codes(encoding, codes, scales[-1] if scales else _NO_SCALES)
+            rest[start:stop] = block - own.values()
         pieces.append(codes if keep is None else np.compress(keep, codes))
     kind = np.uint16 if encoding == "bf16" else np.int8
     return Codes(
         encoding,
         np.concatenate(pieces) if pieces else np.empty(0, kind),
-        np.concatenate(scales) if scales else np.empty(0, np.float32),
+        np.concatenate(scales) if scales else _NO_SCALES,
     )
 
 
@@ -174,22 +186,6 @@ def _sum_of_squares(rows: FloatVector, squares: npt.NDArray[np.float64]) -> npt.
         half //= 2
         squares[:, :half] += squares[:, half : 2 * half]
     return squares[:, 0].copy()
-
-
-def left_over(delta: FloatVector, codes: Codes, mask: Mask) -> FloatVector:
-    """What ``codes`` lose of the shared elements of ``delta`` (D,); 0 where it is personal."""
-    rest = np.zeros(delta.size, dtype=np.float32)
-    rank = mask.block_rank().astype(np.int64)
-    per_block = BLOCK // SCALE_BLOCK
-    for block, (first, last) in enumerate(pairwise(rank)):
-        start, stop = block * BLOCK, min((block + 1) * BLOCK, delta.size)
-        keep = _shared_bits(mask, start, stop)
-        scales = codes.scales[block * per_block : (block + 1) * per_block]
-        own = Codes(codes.encoding, codes.codes[first:last], scales)
-        values = own.values(_counts_of(mask, start, stop))
-        lost = np.compress(keep, delta[start:stop]) - values
-        np.place(rest[start:stop], keep, lost.astype(np.float32))
-    return rest
 
 
 def scale_counts(packed: ByteVector, size: int) -> Counts:

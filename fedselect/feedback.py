@@ -9,7 +9,9 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from fedselect.deltas import delta_encoding, left_over, quantise
+import numpy as np
+
+from fedselect.deltas import delta_encoding, quantise
 from fedselect.masks import Mask
 from fedselect.personal import Participation, PersonalState
 from fedselect.space import FloatVector
@@ -39,6 +41,7 @@ def write_update(
     delta = done.theta - base
     if before is not None and before.residual is not None:
         delta += before.residual
-    codes = quantise(delta, delta_encoding(meta.encoding), done.mask)
+    rest = np.empty_like(delta)
+    codes = quantise(delta, delta_encoding(meta.encoding), done.mask, rest=rest)
     data = encode_delta(meta, codes, mask=done.mask, send_mask=send_mask, known=known)
-    return data, replace(done.state, residual=left_over(delta, codes, done.mask))
+    return data, replace(done.state, residual=rest)

@@ -26,6 +26,7 @@ class Versions:
         self._client = client
         self._folder = folder
         self._space = space
+        self._recent: tuple[str, bytes] | None = None  # the last one that was brought
 
     def base(self, arm: Arm, work: Assignment) -> FloatVector:
         """The version that an assignment starts from, shape (D,); of the others, all but the
@@ -46,23 +47,34 @@ class Versions:
     def _bring(
         self, arm: Arm, version: VersionInfo, deltas: Sequence[DeltaDownload]
     ) -> FloatVector:
-        data = self._folder.version(version.sha256)
+        data = self._held(version.sha256)
         if data is None:
             data = self._patched(arm, version, deltas) or self._whole(arm, version)
-            self._folder.keep_version(data)
-        return decode_version(data, space_digest=self._space.digest, dim=self._space.dim)
+            self._folder.keep_version(data, version.sha256)
+        found = decode_version(data, space_digest=self._space.digest, dim=self._space.dim)
+        self._recent = (version.sha256, data)
+        return found
+
+    def _held(self, sha256: str) -> bytes | None:
+        """A version file that is here: in memory, if it was the last one, or in the folder."""
+        if self._recent is not None and self._recent[0] == sha256:
+            return self._recent[1]
+        return self._folder.version(sha256)
 
     def _patched(
         self, arm: Arm, version: VersionInfo, deltas: Sequence[DeltaDownload]
     ) -> bytes | None:
-        data = self._folder.version(deltas[0].base) if deltas else None
+        data = self._held(deltas[0].base) if deltas else None
         if data is None:
             return None
+        known: str | None = deltas[0].base
         try:
             for delta in deltas:
                 file = self._client.fetch(delta.download)
                 arm.received(delta.download.sha256, len(file), delta=True)
-                data = patch(data, file, space=self._space.digest, dim=self._space.dim)
+                space, dim = self._space.digest, self._space.dim
+                data = patch(data, file, space=space, dim=dim, digest=known)
+                known = None
         except WireError:
             return None
         except ServiceError as error:

@@ -23,6 +23,9 @@ from fedselect.policies import RunSettings
 from fedselect.space import FloatVector, ParameterSpace
 
 STATE_FORMAT = "fedselect-personal/1"
+Pieces = list[bytes | memoryview]
+_KINDS = {"<f4": "F32", "<i8": "I64", "<i4": "I32", "<i2": "I16", "|i1": "I8"}
+_KINDS |= {"|u1": "U8", "|b1": "BOOL", "<u2": "U16", "<u4": "U32", "<u8": "U64"}
 
 
 @dataclass(frozen=True)
@@ -56,26 +59,32 @@ class PersonalState:
         np.copyto(merged, self.theta, where=self.merge_mask.to_bool())
         return merged
 
-    def to_bytes(self, space: ParameterSpace) -> bytes:
-        """The state as a safetensors file; a reference that is theta itself is left out."""
-        tensors = {
-            "theta": self.theta,
-            "merge_mask": self.merge_mask.packed,
-            "mask": self.mask.packed,
-            **{f"buffer.{name}": array for name, array in self.buffers.items()},
-        }
+    def pieces(self, space: ParameterSpace) -> Pieces:
+        """The state as a safetensors file, in pieces that need not be copied together.
+
+        A reference that is theta itself is left out. Equal states give equal bytes.
+        """
+        tensors: dict[str, npt.NDArray[Any]] = {"theta": self.theta}
         if self.reference is not self.theta:
             tensors["reference"] = self.reference
         if self.residual is not None:
             tensors["residual"] = self.residual
+        tensors |= {f"buffer.{name}": array for name, array in sorted(self.buffers.items())}
+        tensors |= {"merge_mask": self.merge_mask.packed, "mask": self.mask.packed}
+        # Widest first, so that each is aligned for whoever maps the file into memory.
+        ordered = sorted(tensors, key=lambda name: -tensors[name].itemsize)
+        arrays = [np.ascontiguousarray(tensors[name]) for name in ordered]
         facts = {
             "format": STATE_FORMAT,
             "space": space.digest,
             "participations": self.participations,
         }
-        contiguous = {name: np.ascontiguousarray(array) for name, array in tensors.items()}
-        # One entry: safetensors writes several in any order, and equal states need equal bytes.
-        return safetensors.numpy.save(contiguous, {"state": json.dumps(facts)})
+        head = _head(dict(zip(ordered, arrays, strict=True)), {"state": json.dumps(facts)})
+        return [head, *(array.reshape(-1).view(np.uint8).data for array in arrays)]
+
+    def to_bytes(self, space: ParameterSpace) -> bytes:
+        """:meth:`pieces` in one."""
+        return b"".join(self.pieces(space))
 
     @classmethod
     def from_bytes(cls, data: bytes, space: ParameterSpace) -> PersonalState:
@@ -105,6 +114,20 @@ class PersonalState:
         )
 
 
+def _head(tensors: dict[str, npt.NDArray[Any]], metadata: dict[str, str]) -> bytes:
+    """The bytes of a safetensors file before its tensors, which follow in this order."""
+    entries: dict[str, Any] = {"__metadata__": metadata}
+    offset = 0
+    for name, array in tensors.items():
+        kind, shape = _KINDS[array.dtype.str], list(array.shape)
+        stop = offset + array.nbytes
+        entries[name] = {"dtype": kind, "shape": shape, "data_offsets": [offset, stop]}
+        offset = stop
+    text = json.dumps(entries, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text
+
+
 def _metadata(data: bytes) -> dict[str, Any]:
     length = int.from_bytes(data[:8], "little")
     entries = json.loads(data[8 : 8 + length]).get("__metadata__", {})
@@ -112,15 +135,18 @@ def _metadata(data: bytes) -> dict[str, Any]:
     return found
 
 
-def write_atomically(path: Path, data: bytes, *, durable: bool = True) -> None:
+def write_atomically(path: Path, *pieces: bytes | memoryview, durable: bool = True) -> None:
     """Replace a file so that a reader, or a restart after ``kill -9``, sees the old or the new.
+
+    ``pieces`` follow each other in it.
 
     ``durable``: a loss of power does not undo or tear it, once this has returned.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
     with os.fdopen(descriptor, "wb") as file:
-        file.write(data)
+        for piece in pieces:
+            file.write(piece)
         file.flush()
         if durable:
             os.fsync(file.fileno())

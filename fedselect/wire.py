@@ -166,7 +166,8 @@ def encode_version(space_digest: str, values: FloatVector) -> bytes:
     """
     if not np.isfinite(values).all():
         raise WireError("the version contains NaN or infinity", code="values_not_finite")
-    return version_head(space_digest, values.size) + values.astype("<f4").tobytes()
+    plain = np.ascontiguousarray(values, dtype="<f4")
+    return b"".join((version_head(space_digest, values.size), plain.data))
 
 
 def version_head(space_digest: str, dim: int) -> bytes:

@@ -57,7 +57,8 @@ def watched(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Axe]]:
         for axe in axes:
             axe(where)
 
-    def write(path: Path, data: bytes, *, durable: bool = True) -> None:
+    def write(path: Path, *pieces: bytes | memoryview, durable: bool = True) -> None:
+        data = b"".join(pieces)
         temporary = path.with_name(f".{path.name}.{next(pids)}")
         temporary.write_bytes(data[: len(data) // 2])
         cut(f"half way through {path.name}")

@@ -82,7 +82,9 @@ async def _found(stack: Stack, rng: Random, name: str, rounds: int, elements: in
             ("b", (7,), Kind.BIAS, Role.SHARED),
         ]
     )
-    settings = plain_settings(rounds, sites, personal=True, min_contributors=rng.randint(1, 2))
+    k, patience = rng.randint(1, 2), 900  # on a busy machine, too, nobody is to be too late here
+    late = {f"{name}_deadline": patience for name in ("selection", "report")}
+    settings = plain_settings(rounds, sites, personal=True, min_contributors=k, **late)
     upload = partial(_drawn, space=space)
     return await found(stack, name, settings, space=space, sites=sites, upload=upload)
 

@@ -23,7 +23,8 @@ import redis
 
 from app import keys, tenants, wiring
 from app.cli import prepare
-from app.localstack import LocalStack, ServiceState, StackError
+from app.localprocess import until
+from app.localstack import START_PATIENCE, LocalStack, ServiceState, StackError
 from app.settings import AppSettings
 from fedselect.client import AsyncClient, Client, Retries
 
@@ -127,10 +128,13 @@ class Stack:
                 self._local.start(name, wait=wait)
 
     def extra_workers(self, count: int) -> None:
-        """Work with ``count`` single-process workers instead of the stack's own one."""
+        """Work with ``count`` single-process workers instead of the stack's own one; returns when
+        they are ready.
+        """
         if "worker" not in self._down:
             self.stop("worker")
         self.end_extra_workers()
+        before = self._ready_extra()
         for number in range(count):
             options = ["--concurrency", "1", "--without-gossip", "--without-mingle"]
             options += ["-n", f"extra{number}@%h", "--loglevel", "INFO"]
@@ -151,6 +155,13 @@ class Stack:
                     stderr=subprocess.STDOUT,
                 )
             self.extra.append(child)
+        if not until(lambda: self._ready_extra() == before + count, seconds=START_PATIENCE):
+            raise TimeoutError(f"{count} workers were not ready in {START_PATIENCE:.0f} s")
+
+    def _ready_extra(self) -> int:
+        """How often an extra worker has said that it is ready."""
+        logs = (self.folder / "logs").glob("extra*.log")
+        return sum(log.read_text().splitlines().count("worker ready") for log in logs)
 
     def end_extra_workers(self) -> None:
         """``kill -9`` them with their children."""
