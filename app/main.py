@@ -16,7 +16,7 @@ from starlette.types import Lifespan
 
 from app import description, exposition, gauges, logs, probe, tracing, wiring
 from app.problems import install_problem_handlers
-from app.routes import admin, agents, auditing, hooks, operations, tenancy
+from app.routes import admin, agents, auditing, estimating, hooks, operations, tenancy
 from app.settings import AppSettings, read
 from app.watching import Watched
 from app.web import Outermost
@@ -35,7 +35,8 @@ Send the key as `Authorization: Bearer fsk_…`. Errors are `application/problem
 """
 
 
-MODULES = (agents, admin, tenancy, hooks, auditing, operations)
+MODULES = (agents, admin, estimating, tenancy, hooks, auditing, operations)
+DESCRIBE_MODELS = {"/v1/models", "/v1/estimates"}  # a parameter space is a long document
 
 
 def interface(lifespan: Lifespan[FastAPI] | None = None) -> FastAPI:
@@ -88,7 +89,7 @@ def create_app(settings: AppSettings | None = None) -> FastAPI:
     app.state.metrics = gauges.registry(core.db)
 
     def limit(path: str) -> int:
-        return settings.max_model_body if path == "/v1/models" else settings.max_body
+        return settings.max_model_body if path in DESCRIBE_MODELS else settings.max_body
 
     app.add_middleware(Outermost, limit=limit, callers=core.callers)
     app.add_middleware(Watched)

@@ -18,6 +18,7 @@ import typer
 from fedselect import admin_access
 from fedselect.client import Client
 from fedselect.errors import FedSelectError
+from fedselect.estimatedocs import RunEstimate
 from fedselect.evaluations import Evaluation
 from fedselect.policies import RunSettings
 from fedselect.protocol import (
@@ -158,6 +159,18 @@ def list_versions(client: Client, run_id: RunId) -> Iterator[VersionInfo]:
 def list_evaluations(client: Client, run_id: RunId) -> Iterator[Evaluation]:
     """List what clients measured at the end of a run."""
     return client.evaluations(run_id)
+
+
+@command(runs, "estimate")
+def show_run_estimate(
+    client: Client,
+    run_id: Id,
+    link: Annotated[str, typer.Option(help="The clients' line, as of `fedselect estimate`.")] = (
+        "100mbit"
+    ),
+) -> RunEstimate:
+    """Compare a run's estimate with what it has cost."""
+    return client.run_estimate(run_id, link=link)
 
 
 @command(rounds, "list", columns=("number", "attempt", "state", "id", "opened_at", "reason"))

@@ -57,6 +57,7 @@ HALVES = {
         "torch",
         {
             "agent": "Take part in runs with a task of your own.",
+            "estimate": "Say what a run would cost.",
             "simulate": "Run a whole federation in this process.",
         },
     ),

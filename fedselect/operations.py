@@ -16,6 +16,7 @@ from uuid import UUID
 from pydantic import BaseModel
 
 from fedselect import exchange, sending
+from fedselect.estimatedocs import Estimate, EstimateCreate, Measured, RunEstimate
 from fedselect.evaluations import Evaluation, EvaluationReport
 from fedselect.exchange import Flow, Retries
 from fedselect.ledgerdocs import (
@@ -343,6 +344,22 @@ class Operations:
     def evaluations(self, run_id: UUID) -> Listing[Evaluation]:
         """The clients' evaluations of a run's last version."""
         return Listing(f"/v1/runs/{run_id}/evaluations", Evaluation)
+
+    @operation
+    def make_estimate(self, asked: EstimateCreate) -> Flow[Estimate]:
+        """What a run would cost; nothing is created."""
+        return self._post("/v1/estimates", Estimate, body=asked)
+
+    @operation
+    def run_estimate(
+        self, run_id: UUID, *, link: str | None = None, measured: Measured | None = None
+    ) -> Flow[RunEstimate]:
+        """A run's estimate beside what it has cost; ``measured`` are the results of a dry run."""
+        given = (measured or Measured()).model_dump(exclude_none=True)
+        query = {name: repr(value) for name, value in given.items()}
+        query |= {"link": link} if link else {}
+        path = f"/v1/runs/{run_id}/estimate"
+        return exchange.get(path, RunEstimate, retries=self._retries, query=query)
 
     @operation
     def round(self, round_id: UUID) -> Flow[RoundDetail]:

@@ -1,7 +1,8 @@
 """Which shared elements turn personal after a participation (GradSelect, ALGORITHM §1.4, §1.7).
 
-Owns the count, the ranking and the growth of a mask. Must not train, hold state or decide when a
-mask grows: the clock is ``Policy.due``, fixed masks come from ``Policy.bounds``.
+Owns the ranking and the growth of a mask. Must not train, hold state or decide when a mask grows or
+by how much: the clock is ``Policy.due``, the count ``growth.quota``, fixed masks come from
+``Policy.bounds``.
 
 The authors' rule (arXiv 2404.02478; github.com/lapisrocks/fedselect) works on each selectable
 tensor by itself. With n elements still shared, Δ = |θ − r| (r: the trained model at the last
@@ -16,13 +17,13 @@ element that did not move, the limit α is never passed in mode ``cap``, and k =
 from __future__ import annotations
 
 import hashlib
-from decimal import Decimal
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from fedselect.errors import MaskError, TrainingError
+from fedselect.growth import quota
 from fedselect.masks import BoolVector, Mask
 from fedselect.personal import PersonalState
 from fedselect.policies import Policy
@@ -88,21 +89,6 @@ def grow(
         score = moved if policy.score == "delta" else _random_keys(seed, slot.name, slot.size)
         own |= _largest(score, ~own & (moved > 0), count)
     return Mask.from_bool(personal)
-
-
-def quota(policy: Policy, *, size: int, shared: int) -> int:
-    """How many of a tensor's elements one growth step may take (ALGORITHM §1.7, decisions 2, 5).
-
-    ``k = n − round_half_even((1 − p)·n)`` of the n ``shared`` elements. Mode ``cap`` stops at
-    ``floor(α·size)`` personal elements; ``official`` takes k, or nothing once the personal
-    fraction is above α already, so that the last step may overshoot.
-    """
-    count = shared - round((1 - policy.growth) * shared)
-    owned = size - shared
-    if policy.limit_mode == "official":
-        return 0 if size and owned / size > policy.limit else count
-    most = int(Decimal(str(policy.limit)) * size)  # in floats 0.29 · 100 is below 29
-    return max(0, min(count, most - owned))
 
 
 def _largest(score: npt.NDArray[Any], candidates: BoolVector, count: int) -> BoolVector:

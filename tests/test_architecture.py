@@ -49,6 +49,7 @@ ROOMS = {
     "learning": Room(
         (
             *(f"fedselect/{name}.py" for name in ("selection", "training", "simulate", "explain")),
+            "fedselect/dryrun.py",
             *("fedselect/*_cli.py", "fedselect/tasks/*"),
         ),
         ours=("light", "kernels", "learning"),
@@ -127,7 +128,10 @@ LONG_FUNCTIONS = {
     *("app/runs.py:create", "app/updates.py:accept_update", "app/web.py:install_problem_handlers")
 }
 # One for each option of the command.
-MANY_PARAMETERS = {"fedselect/agent_cli.py:agent", "fedselect/learning_cli.py:simulate"}
+MANY_PARAMETERS = {
+    *("fedselect/agent_cli.py:agent", "fedselect/estimate_cli.py:estimate"),
+    "fedselect/learning_cli.py:simulate",
+}
 DEEP_FUNCTIONS: set[str] = set()
 UNMEASURED = ("migrations/versions/*",)  # one statement after the other, never edited again
 

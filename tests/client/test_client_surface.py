@@ -12,7 +12,7 @@ from uuid import UUID
 import httpx
 import pytest
 
-from fedselect import evaluations, protocol, tenancy, uploads
+from fedselect import estimatedocs, evaluations, protocol, tenancy, uploads
 from fedselect.administration import Administration
 from fedselect.client import AsyncClient, Client, announce
 from fedselect.errors import ServiceError
@@ -56,6 +56,8 @@ CALLS = {
     "rounds": ("GET", "/v1/runs/{id}/rounds"),
     "versions": ("GET", "/v1/runs/{id}/versions"),
     "evaluations": ("GET", "/v1/runs/{id}/evaluations"),
+    "make_estimate": ("POST", "/v1/estimates"),
+    "run_estimate": ("GET", "/v1/runs/{id}/estimate"),
     "round": ("GET", "/v1/rounds/{id}"),
     "cancel_round": ("POST", "/v1/rounds/{id}/cancel"),
     "manifest": ("GET", "/v1/rounds/{id}/manifest"),
@@ -92,6 +94,7 @@ BODIES = {
     "report": evaluations.EvaluationReport(
         scores={}, participations=0, personal_share=0, bytes_sent=0, bytes_received=0
     ),
+    "asked": estimatedocs.EstimateCreate(elements=5, clients=3),
     "model": protocol.ModelCreate(name="m", space={}),
     "run": protocol.RunCreate(name="r", model_id=ID),
     "data": b"x",

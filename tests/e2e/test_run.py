@@ -133,6 +133,22 @@ def test_versions_travelled_as_deltas_where_that_was_agreed(demo, finished):
         assert min(found.control_sent, found.control_received) > 10_000
 
 
+def test_the_estimate_was_within_five_percent(demo, finished):
+    """From a dry run at its sites; control bytes within a third."""
+    from fedselect.dryrun import measure
+
+    tasks = {name: load_task(spec, **own) for name, (spec, own) in demo.sites.items()}
+    measured = measure(tasks, demo.settings).measured
+    found = demo.admin.run_estimate(finished.id, link="lan", measured=measured)
+    assert found.actual.reports == found.actual.clients == SITES
+    evaluations = list(demo.admin.evaluations(finished.id))
+    assert found.actual.up == sum(e.bytes_sent for e in evaluations)
+    assert found.actual.down == sum(e.bytes_received for e in evaluations)
+    errors = found.errors
+    assert max(map(abs, (errors.up, errors.down, errors.payload))) < 0.05, errors
+    assert abs(errors.control) < 0.34, (errors, found.estimate.run, found.actual)
+
+
 def test_masks_grew_and_the_last_updates_carried_less(demo, finished):
     shares = [e.personal_share for e in demo.admin.evaluations(finished.id)]
     assert all(0.05 < share <= 0.3 for share in shares)

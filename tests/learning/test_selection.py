@@ -10,10 +10,11 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from fedselect.errors import MaskError, TrainingError
+from fedselect.growth import quota
 from fedselect.masks import Mask
 from fedselect.personal import PersonalState
 from fedselect.policies import Policy
-from fedselect.selection import grow, next_mask, quota
+from fedselect.selection import grow, next_mask
 from fedselect.space import Kind, ParameterSpace, Role
 
 GOLDEN = json.loads((Path(__file__).parents[1] / "golden" / "selection.json").read_text())

@@ -99,6 +99,8 @@ ALLOWED: dict[str, set[str]] = {
     "GET /v1/runs/{run_id}/rounds": STAFF,
     "GET /v1/runs/{run_id}/versions": STAFF,
     "GET /v1/runs/{run_id}/evaluations": STAFF,
+    "POST /v1/estimates": STAFF,
+    "GET /v1/runs/{run_id}/estimate": STAFF,
     "GET /v1/rounds/{round_id}": STAFF,
     "POST /v1/rounds/{round_id}/cancel": HANDS,
     "GET /v1/rounds/{round_id}/manifest": AUDITS,
@@ -178,6 +180,7 @@ def bodies_for(model_id: str, token: str) -> dict[str, Json]:
         "PATCH /v1/clients/{client_id}": {"tags": ["seen"]},
         "POST /v1/models": {"name": "another", "space": make_space().to_json()},
         "POST /v1/models/{model_id}/uploads": file,
+        "POST /v1/estimates": {"model_id": model_id, "clients": 20},
         "POST /v1/runs": {"name": "another", "model_id": model_id},
     }
 
@@ -280,8 +283,9 @@ def test_no_role_has_more_than_it_needs() -> None:
 
 
 def test_an_auditor_changes_nothing(api: TestClient) -> None:
+    asks = {"POST /v1/estimates"}  # a question that is too long for an address
     for name, roles in ALLOWED.items():
-        assert AUDITOR not in roles or name.startswith("GET "), name
+        assert AUDITOR not in roles or name.startswith("GET ") or name in asks, name
 
 
 # --- every route, asked by everybody ---------------------------------------------------------
