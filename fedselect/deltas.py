@@ -110,7 +110,8 @@ def quantise(
         WireError: values_not_finite if a shared element is not, or not within bfloat16.
     """
     dim = delta.size
-    pieces, scales = [], []
+    pieces: list[CodeVector] = []
+    scales: list[FloatVector] = []
     scratch = _Scratch()
     for start in range(0, dim, BLOCK):
         stop = min(start + BLOCK, dim)
@@ -129,6 +130,10 @@ def quantise(
             own = Codes(encoding, codes, scales[-1] if scales else _NO_SCALES)
             rest[start:stop] = block - own.values()
         pieces.append(codes if keep is None else np.compress(keep, codes))
+    return _joined(encoding, pieces, scales)
+
+
+def _joined(encoding: DeltaEncoding, pieces: list[CodeVector], scales: list[FloatVector]) -> Codes:
     kind = np.uint16 if encoding == "bf16" else np.int8
     return Codes(
         encoding,
