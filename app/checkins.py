@@ -334,13 +334,15 @@ def evaluate(
     record = tx.session.get(EvaluationRecord, assignment.id)
     if record is None:
         rounds.move_assignment(tx, assignment, AssignmentEvent.REPORT)
+        run = tx.session.get_one(Run, assignment.run_id)
+        least = RunSettings.model_validate(run.settings).report.min_examples
         record = EvaluationRecord(
             assignment_id=assignment.id,
             project_id=assignment.project_id,
             run_id=assignment.run_id,
             client_id=assignment.client_id,
             version_id=assignment.version_id,
-            report=body.model_dump(mode="json"),
+            report=body.withholding(least).model_dump(mode="json"),
             created_at=tx.now,
         )
         tx.session.add(record)

@@ -213,7 +213,7 @@ def _add_examples(operation: Json, schemas: Json, examples: Json) -> None:
     bodies = [operation.get("requestBody", {})]
     bodies += [each for status, each in operation["responses"].items() if status < "300"]
     for body in bodies:
-        for media in body.get("content", {}).values():
+        for media in (m for m in body.get("content", {}).values() if "$ref" in m["schema"]):
             name = media["schema"]["$ref"].rpartition("/")[2]
             examples[name] = {"value": sample(media["schema"], schemas)}
             media["examples"] = {name: {"$ref": f"#/components/examples/{name}"}}

@@ -16,7 +16,16 @@ from starlette.types import Lifespan
 
 from app import description, exposition, gauges, logs, probe, tracing, wiring
 from app.problems import install_problem_handlers
-from app.routes import admin, agents, auditing, estimating, hooks, operations, tenancy
+from app.routes import (
+    admin,
+    agents,
+    auditing,
+    estimating,
+    hooks,
+    operations,
+    reporting,
+    tenancy,
+)
 from app.settings import AppSettings, read
 from app.watching import Watched
 from app.web import Outermost
@@ -35,7 +44,7 @@ Send the key as `Authorization: Bearer fsk_…`. Errors are `application/problem
 """
 
 
-MODULES = (agents, admin, estimating, tenancy, hooks, auditing, operations)
+MODULES = (agents, admin, estimating, reporting, tenancy, hooks, auditing, operations)
 DESCRIBE_MODELS = {"/v1/models", "/v1/estimates"}  # a parameter space is a long document
 
 

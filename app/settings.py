@@ -102,6 +102,9 @@ class AppSettings(DatabaseSettings):
     calls_burst: int = Field(200, ge=1, le=1_000_000, description="Calls of one key at once.")
     max_body: int = Field(64 * 1024, gt=0, description="Bytes of a JSON body.")
     max_model_body: int = Field(4 * 1024**2, gt=0, description="Bytes of a model's description.")
+    report_mask_bytes: int = Field(
+        64 * 1024**2, ge=0, description="Bytes of stored masks that one report of a run reads."
+    )
     page_limit: int = Field(200, gt=0, le=1000, description="Most items of one page.")
     lease: float = Field(30, gt=0, description="Seconds a worker may hold a job without renewal.")
     job_attempts: int = Field(5, ge=1)

@@ -409,7 +409,9 @@ def _with_headers(send: Send, scope: Message) -> Send:
 
     async def sending(message: Message) -> None:
         if message["type"] == "http.response.start":
-            message["headers"] = [*message.get("headers", []), *extra]
+            own = message.get("headers", [])
+            named = {name for name, _ in own}  # a page of ours may bring a policy of its own
+            message["headers"] = [*own, *(pair for pair in extra if pair[0] not in named)]
         await send(message)
 
     return sending

@@ -43,6 +43,7 @@ from fedselect.protocol import (
     RunInfo,
 )
 from fedselect.recompute import manifest_digest, recompute
+from fedselect.reportpage import page
 from fedselect.tasks import example_clients, load_task
 from fedselect.training import TorchLearner
 
@@ -347,6 +348,14 @@ def fedavg_bytes(demo: Demo) -> int:
     return 4 * demo.learner().space.dim * demo.rounds
 
 
+def write_report(demo: Demo, run: RunInfo) -> Path:
+    """The report of the run as a page that any browser opens, without a server."""
+    place = (demo.root / "reports" / f"{demo.project}.html").resolve()
+    place.parent.mkdir(parents=True, exist_ok=True)
+    place.write_text(page(demo.admin.run_report(run.id)), "utf-8")
+    return place
+
+
 def run_demo(demo: Demo) -> bool:
     """The whole job; True if everything that was promised holds."""
     run = register_model(demo)
@@ -364,11 +373,13 @@ def run_demo(demo: Demo) -> bool:
     if evaluations:
         post = {name: row["post"] for name, row in tuned.items()}
         show(demo, evaluations, post, fedavg_bytes(demo))
+    place = write_report(demo, run)
     report.print(
         f"\nrun {run.state.value} in {seconds:.0f} s · {run.published} of {demo.rounds} rounds "
         f"published · {agreeing} versions recomputed to the same digest · ledger of {entries} "
         f"entries verifies ({demo.root}/ledger.jsonl)"
     )
+    console.print(f"Who gained, who lost, what it cost: {place}", soft_wrap=True)
     return run.published == agreeing == demo.rounds and run.state.value == "finished"
 
 

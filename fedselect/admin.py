@@ -32,6 +32,9 @@ from fedselect.protocol import (
     VersionInfo,
 )
 from fedselect.remote import command, group, valid
+from fedselect.reportdoc import RunReport
+from fedselect.reporting import table
+from fedselect.reportpage import page
 from fedselect.tenancy import Identity
 from fedselect.uploads import UploadStatus
 
@@ -173,6 +176,21 @@ def show_run_estimate(
     return client.run_estimate(run_id, link=link)
 
 
+@command(runs, "report", columns=("text", "value", "unit", "n"), rows="facts")
+def report_run(
+    client: Client,
+    run_id: RunId,
+    html: Annotated[Path | None, typer.Option(help="Write it as a page to this file.")] = None,
+    csv: Annotated[Path | None, typer.Option(help="Write a line per client to this file.")] = None,
+) -> RunReport:
+    """Say who gained, who lost, what a run cost and what it personalized."""
+    report = client.run_report(run_id)
+    for path, write in ((html, page), (csv, table)):
+        if path is not None:
+            _write(path, write(report))
+    return report
+
+
 @command(rounds, "list", columns=("number", "attempt", "state", "id", "opened_at", "reason"))
 def list_rounds(client: Client, run_id: RunId) -> Iterator[RoundInfo]:
     """List the rounds of a run."""
@@ -216,6 +234,13 @@ def retry_job(client: Client, job_id: Id) -> JobInfo:
 
 
 # --- files -------------------------------------------------------------------------------------
+
+
+def _write(path: Path, text: str) -> None:
+    try:
+        path.write_text(text, "utf-8", newline="")  # CSV brings its own line ends
+    except OSError as error:
+        raise FedSelectError(f"{path} cannot be written: {error}", code="file_invalid") from error
 
 
 def _read_json(path: Path) -> dict[str, Any]:

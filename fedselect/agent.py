@@ -319,7 +319,8 @@ class Agent:
             "control_sent": arm.record.control_sent,
             "control_received": arm.record.control_received,
         }
-        self._client.evaluate(work.id, _report(report))
+        least = settings.report.min_examples
+        self._client.evaluate(work.id, _report(report).withholding(least))
         return Step(StepOutcome.EVALUATED, wait)
 
     def _decline(self, work: Assignment, reason: str, *, wait: float) -> Step:

@@ -22,18 +22,25 @@ class ScoreReport(Request):
     correct: Count
     total: Count = Field(ge=1)
     loss: Real = Field(ge=0, allow_inf_nan=False)
+    both: Count | None = Field(
+        None,
+        description="Of `correct`, the examples that `post` got right, too; makes the interval of "
+        "their difference narrower. Null: not known.",
+    )
 
     @model_validator(mode="after")
     def _no_more_than_all(self) -> Self:
         if self.correct > self.total:
             raise ValueError(f"{self.correct} correct of {self.total} examples")
+        if self.both is not None and self.both > self.correct:
+            raise ValueError(f"both: {self.both} of {self.correct} correct examples")
         return self
 
 
 class EvaluationReport(Request):
     """Numbers only: scores by what was evaluated, and what the client spent."""
 
-    scores: dict[Literal["local_only", "global", "pre", "post"], ScoreReport]
+    scores: dict[Literal["local_only", "start", "global", "pre", "post"], ScoreReport]
     participations: Count
     personal_share: Real = Field(ge=0, le=1, allow_inf_nan=False)
     bytes_sent: Count = Field(description="Update files, as sent.")
@@ -41,6 +48,24 @@ class EvaluationReport(Request):
     delta_bytes_received: Count = Field(0, description="The delta files among them.")
     control_sent: Count = Field(0, description="Headers of all calls and the JSON of requests.")
     control_received: Count = Field(0, description="Headers and the JSON of answers.")
+
+    @model_validator(mode="after")
+    def _counts_fit(self) -> Self:
+        post = self.scores.get("post")
+        for name, score in self.scores.items():
+            if score.both is None:
+                continue
+            if post is None or post.total != score.total:
+                raise ValueError(f"{name}.both needs a post of as many examples")
+            neither = score.total - score.correct - post.correct + score.both
+            if score.both > post.correct or neither < 0:
+                raise ValueError(f"{name}.both cannot be {score.both}")
+        return self
+
+    def withholding(self, least: int) -> EvaluationReport:
+        """This report without the scores of fewer than ``least`` examples: too few to hide in."""
+        kept = {name: s for name, s in self.scores.items() if s.total >= least}
+        return self.model_copy(update={"scores": kept})
 
 
 class Evaluation(Answer):

@@ -163,8 +163,17 @@ class Mask:
         """
         if space.dim != self.dim:
             raise MaskError(f"a mask over {self.dim} elements does not fit a space of {space.dim}")
-        bits = self.to_bool()
-        return {s.name: int(bits[s.offset : s.stop].sum()) for s in space.slots}
+        return {s.name: self._count(s.offset, s.stop) for s in space.slots}
+
+    def _count(self, start: int, stop: int) -> int:
+        """Personal elements of a range, from its bytes alone: no vector of D truth values."""
+        if start == stop:
+            return 0
+        piece = self.packed[start // 8 : packed_size(stop)]
+        before = int(piece[0]) & ((1 << start % 8) - 1)
+        behind = int(piece[-1]) >> (stop % 8) if stop % 8 else 0
+        whole = int(np.bitwise_count(piece).sum(dtype=np.int64))
+        return whole - before.bit_count() - behind.bit_count()
 
     def share(self, space: ParameterSpace) -> float:
         """Personal fraction of the elements that could be personal or shared (frozen left out)."""

@@ -49,6 +49,7 @@ from fedselect.protocol import (
     RunInfo,
     VersionInfo,
 )
+from fedselect.reportdoc import RunReport
 from fedselect.retention import Erasure
 from fedselect.sending import Source, announce
 from fedselect.uploads import UploadReserve, UploadStatus, UploadTicket
@@ -360,6 +361,11 @@ class Operations:
         query |= {"link": link} if link else {}
         path = f"/v1/runs/{run_id}/estimate"
         return exchange.get(path, RunEstimate, retries=self._retries, query=query)
+
+    @operation
+    def run_report(self, run_id: UUID) -> Flow[RunReport]:
+        """What a run did for each client, at what cost, and what was personalized."""
+        return self._get(f"/v1/runs/{run_id}/report", RunReport)
 
     @operation
     def round(self, round_id: UUID) -> Flow[RoundDetail]:

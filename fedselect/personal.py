@@ -171,6 +171,7 @@ class Score:
     correct: int
     total: int
     loss: float
+    both: int | None = None  # of the correct ones, those that ``post`` got right, too
 
     @property
     def accuracy(self) -> float:
@@ -205,7 +206,7 @@ class Learner(Protocol):
     def evaluate(
         self, state: PersonalState, base: FloatVector, *, settings: RunSettings, origin: FloatVector
     ) -> dict[str, Score]:
-        """Score ``local_only``, ``global``, ``pre`` and ``post`` on this client's held-out data.
+        """Score ``local_only``, ``start``, ``global``, ``pre`` and ``post`` on its held-out data.
 
         ``origin`` (D,) is the arm's version 0, where the local-only baseline starts from.
         """

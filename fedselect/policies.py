@@ -149,6 +149,23 @@ class Wire(Settings):
     encoding: Encoding = "f32"
 
 
+class Reporting(Settings):
+    """Which numbers a report may show: small groups say too much of those in them.
+
+    Fixed with the run, so that nobody who reads a report can lower them.
+    """
+
+    min_examples: Whole = Field(
+        10,
+        ge=1,
+        le=1_000_000,
+        description="Held-out examples without which a client's scores stay where they are.",
+    )
+    min_clients: Whole = Field(
+        3, ge=1, le=100_000, description="Clients without which no figure is formed over them."
+    )
+
+
 class RunSettings(Settings):
     """Everything that decides a run's result, besides its data and its starting weights."""
 
@@ -159,6 +176,7 @@ class RunSettings(Settings):
     round: RoundPolicy = RoundPolicy()
     limits: Limits = Limits()
     wire: Wire = Wire()
+    report: Reporting = Reporting()
 
     @model_validator(mode="after")
     def _mask_is_used(self) -> Self:

@@ -90,11 +90,17 @@ OPTIONS: dict[str, tuple[Any, Any]] = {
 
 
 def command(
-    place: typer.Typer, name: str, *, columns: Sequence[str] = (), panel: str | None = None
+    place: typer.Typer,
+    name: str,
+    *,
+    columns: Sequence[str] = (),
+    rows: str | None = None,
+    panel: str | None = None,
 ) -> Callable[[Work], Work]:
     """Make a command of ``work(client, …)``; ``columns`` are those of its table, if it is a list.
 
-    A column ``a.b`` shows the field b of the field a.
+    A column ``a.b`` shows the field b of the field a. ``rows`` names the list of a document that
+    its table shows; JSON is the whole document.
     """
 
     def decorate(work: Work) -> Work:
@@ -102,7 +108,7 @@ def command(
             where = {name: options.pop(name) for name in OPTIONS}
             given = Given(**where, server_typed=typed(context, "server"))
             with connect(given) as client:
-                show(work(client, **options), as_json=as_json, columns=columns)
+                show(work(client, **options), as_json=as_json, columns=columns, rows=rows)
 
         own = list(inspect.signature(work, eval_str=True).parameters.values())[1:]
         kind = inspect.Parameter.KEYWORD_ONLY
@@ -206,14 +212,18 @@ def _profile(given: Given) -> Profile | None:
 # --- what it prints ----------------------------------------------------------------------------
 
 
-def show(answer: Any, *, as_json: bool, columns: Sequence[str] = ()) -> None:
-    """Print a document or a list of them."""
+def show(
+    answer: Any, *, as_json: bool, columns: Sequence[str] = (), rows: str | None = None
+) -> None:
+    """Print a document, the list ``rows`` of it, or a list of documents."""
+    if rows is not None and not as_json:
+        answer = getattr(answer, rows)
     if isinstance(answer, BaseModel):
         document = answer.model_dump(mode="json")
         typer.echo(json.dumps(document)) if as_json else _console().print(_sheet(document))
         return
-    rows = [item.model_dump(mode="json") for item in answer]
-    typer.echo(json.dumps(rows)) if as_json else _console().print(_list(rows, columns))
+    items = [item.model_dump(mode="json") for item in answer]
+    typer.echo(json.dumps(items)) if as_json else _console().print(_list(items, columns))
 
 
 def _console() -> Console:

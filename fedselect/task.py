@@ -44,10 +44,20 @@ class Task(ABC):
     def loss(self, model: nn.Module, batch: Batch) -> Tensor:
         """The mean loss of a batch, a scalar to be minimised."""
 
-    def outcome(self, model: nn.Module, batch: Batch) -> tuple[int, int]:
-        """(correct, total) of a batch; the default expects ``(inputs, labels)`` and logits."""
+    def hits(self, model: nn.Module, batch: Batch) -> Tensor:
+        """Which examples of a batch are right; the default expects ``(inputs, labels)`` and logits.
+
+        With single examples two models can be compared pair by pair: the interval of their
+        difference is narrower than :meth:`outcome` alone allows.
+        """
         inputs, labels = batch
-        return int((model(inputs).argmax(-1) == labels).sum()), len(labels)
+        right: Tensor = model(inputs).argmax(-1) == labels
+        return right
+
+    def outcome(self, model: nn.Module, batch: Batch) -> tuple[int, int]:
+        """(correct, total) of a batch; override it where only these numbers are known."""
+        hits = self.hits(model, batch)
+        return int(hits.sum()), hits.numel()
 
     def examples(self) -> int:
         """Number of training examples, which weighs this client when a run asks for that."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from itertools import islice
 from typing import Any
 
@@ -27,6 +28,7 @@ from fedselect.selection import next_mask
 from fedselect.space import DEFAULT_ROLES, FloatVector, Kind, ParameterSpace, Role, Slot
 from fedselect.task import Batch, Task
 
+Hits = Tensor | None  # which held-out examples were right, one truth value each
 Moves = list[tuple[nn.Parameter, Tensor | None]]  # what a step changes: all of it, or see _bits
 
 _NORM_LAYERS = (_NormBase, nn.GroupNorm, nn.LayerNorm, nn.RMSNorm)
@@ -194,13 +196,13 @@ class TorchLearner:
     def evaluate(
         self, state: PersonalState, base: FloatVector, *, settings: RunSettings, origin: FloatVector
     ) -> dict[str, Score]:
-        """Score four models on the held-out batches, all in eval mode.
+        """Score five models on the same held-out batches, all in eval mode.
 
-        ``global``: ``base`` (D,) with only those tensors of this client that never travel;
-        ``pre``: ``base`` with its personal elements merged in; ``post``: its model as last trained;
-        ``local_only``: trained from ``origin`` (D,) with everything personal and joint steps, for
-        as many participations and gradient steps as ``state`` has behind it, in batches that
-        depend on the run's seed only.
+        ``start``: ``origin`` (D,) as it is; ``global``: ``base`` (D,) with only those tensors of
+        this client that never travel; ``pre``: ``base`` with its personal elements merged in;
+        ``post``: its model as last trained; ``local_only``: trained from ``origin`` with everything
+        personal and joint steps, for as many participations and gradient steps as ``state`` has
+        behind it, in batches that depend on the run's seed only.
 
         Raises:
             TrainingError: no batches, or a result that is not finite.
@@ -211,12 +213,17 @@ class TorchLearner:
         stays = Mask.initial(self.space).to_bool()
         models = {
             "local_only": self._alone(state.participations, origin, settings),
+            "start": origin,
             "global": np.where(stays, state.theta, base),
             "pre": state.merge(base),
             "post": state.theta,
         }
-        with _seeded(settings.seed):
-            return {name: self._score(theta) for name, theta in models.items()}
+        found: dict[str, tuple[Score, Hits]] = {}
+        for name, theta in models.items():
+            with _seeded(settings.seed):  # the same examples in the same order for every model
+                found[name] = self._score(theta)
+        own = found["post"][1]
+        return {name: replace(each, both=_both(hits, own)) for name, (each, hits) in found.items()}
 
     # --- training ------------------------------------------------------------------------------
 
@@ -318,16 +325,25 @@ class TorchLearner:
             buffers = self._integer_buffers()
         return theta
 
-    def _score(self, theta: FloatVector) -> Score:
+    def _score(self, theta: FloatVector) -> tuple[Score, Hits]:
+        """The score, and which examples were right if the task tells of single ones."""
         self._load(theta, {})
         self._model.eval()
+        singly = type(self.task).outcome is Task.outcome
+        hits: list[Tensor] = []
         correct, total, loss = 0, 0, 0.0
         with torch.no_grad():
             for batch in self.task.eval_batches():
-                hits, count = self.task.outcome(self._model, batch)
+                if singly:
+                    each = self.task.hits(self._model, batch).to("cpu", torch.bool).reshape(-1)
+                    hits.append(each)
+                    right, count = int(each.sum()), len(each)
+                else:
+                    right, count = self.task.outcome(self._model, batch)
                 loss += float(self.task.loss(self._model, batch)) * count
-                correct, total = correct + hits, total + count
-        return Score(correct, total, loss / total if total else 0.0)
+                correct, total = correct + right, total + count
+        every = torch.cat(hits) if hits else None
+        return Score(correct, total, loss / total if total else 0.0), every
 
     # --- between the model and flat vectors ----------------------------------------------------
 
@@ -397,6 +413,12 @@ def _bits(moving: Tensor, parameter: Tensor) -> Tensor:
     """
     width = {2: torch.int16, 4: torch.int32, 8: torch.int64}[parameter.element_size()]
     return -moving.to(width)
+
+
+def _both(hits: Hits, others: Hits) -> int | None:
+    if hits is None or others is None or hits.shape != others.shape:
+        return None
+    return int((hits & others).sum())
 
 
 def _shares(steps: int, parts: list[Moves]) -> list[int]:

@@ -154,6 +154,23 @@ def test_masks_grew_and_the_last_updates_carried_less(demo, finished):
     assert all(0.05 < share <= 0.3 for share in shares)
 
 
+def test_the_report_tells_what_became_of_every_client(demo_module, demo, finished):
+    report = demo.admin.run_report(finished.id)
+    assert {client.name for client in report.clients} == set(demo.sites)
+    said = {e.client_name: e for e in demo.admin.evaluations(finished.id)}
+    for client in report.clients:
+        scores, gain = said[client.name].scores, client.gains["local_only"]
+        lead = scores["post"].correct - scores["local_only"].correct
+        assert gain.points == pytest.approx(100 * lead / scores["post"].total)
+        assert gain.paired, "agents of classifiers tell which examples both models got right"
+        assert set(client.gains) == {"local_only", "start", "global", "pre"}
+        assert client.cost.seconds > 0
+    assert report.masks.reading.read == report.masks.reading.wanted > 0
+    assert 0 < report.cost.of_fedavg_percent < 110
+    place = demo_module.write_report(demo, finished)
+    assert place.read_text().count("<svg") == 7
+
+
 def test_no_log_holds_a_key_or_a_signature(demo, product, finished):
     secrets = [demo.admin._key] if hasattr(demo.admin, "_key") else []
     secrets += [p.read_text() for p in product.root.glob("*.key")]

@@ -1,5 +1,6 @@
 """Local training: which tensors there are, which parts move, and that it repeats to the bit."""
 
+from dataclasses import replace
 from itertools import pairwise
 
 import numpy as np
@@ -10,7 +11,7 @@ from torch import nn
 
 from fedselect import Kind, Mask, Policy, Role, RunSettings, Training, preset
 from fedselect.errors import SpaceError, TrainingError
-from fedselect.personal import PersonalState, derive_seed
+from fedselect.personal import PersonalState, Score, derive_seed
 from fedselect.training import TorchLearner, space_of
 
 
@@ -454,20 +455,50 @@ def test_scores_are_weighted_by_examples_and_do_not_depend_on_the_batches():
         assert parts[name].loss == pytest.approx(score.loss, rel=1e-5)
 
 
-def test_the_four_models_that_are_scored():
+def test_scores_say_how_many_examples_both_models_got_right():
+    task = BlobTask(Awkward)
+    learner = TorchLearner(task)
+    base, rule = learner.initial(), settings("head", steps=30)
+    state = learner.participate(None, base, settings=rule, seed=0).state
+    rights: list[torch.Tensor] = []
+    kept = task.hits
+    task.hits = lambda model, batch: rights.append(kept(model, batch)) or rights[-1]
+    found = learner.evaluate(state, base, settings=rule, origin=base)
+    for name, right in zip(found, rights, strict=True):
+        assert found[name].correct == int(right.sum())
+        assert found[name].both == int((right & rights[-1]).sum())
+    assert found["post"].both == found["post"].correct
+
+
+def test_a_task_that_tells_of_sums_alone_has_no_pairs():
+    class Sums(BlobTask):
+        def outcome(self, model, batch):
+            return super().outcome(model, batch)
+
+    learner, single = TorchLearner(Sums(Awkward)), TorchLearner(BlobTask(Awkward))
+    base, rule = learner.initial(), settings("head", steps=30)
+    state = learner.participate(None, base, settings=rule, seed=0).state
+    sums = learner.evaluate(state, base, settings=rule, origin=base)
+    pairs = single.evaluate(state, base, settings=rule, origin=base)
+    assert {score.both for score in sums.values()} == {None}
+    assert sums == {name: replace(score, both=None) for name, score in pairs.items()}
+
+
+def test_the_five_models_that_are_scored():
     learner = TorchLearner(BlobTask(Awkward))
     base, rule = learner.initial(), settings("head", steps=30)
     state = learner.participate(None, base, settings=rule, seed=0).state
     scored = []
-    learner._score = scored.append
+    learner._score = lambda theta: scored.append(theta) or (Score(0, 1, 0.0), None)
     learner.evaluate(state, base, settings=rule, origin=base)
-    alone, shared, pre, post = (learner.space.unflatten(theta) for theta in scored)
+    alone, start, shared, pre, post = (learner.space.unflatten(theta) for theta in scored)
     origin, theta = learner.space.unflatten(base), learner.space.unflatten(state.theta)
 
     statistics = {"norm.running_mean", "norm.running_var"}
     head = {"answer.weight", "answer.bias"}
     for name in origin:
         own = theta if name in statistics else origin
+        np.testing.assert_array_equal(start[name], origin[name])
         np.testing.assert_array_equal(shared[name], own[name])
         own = theta if name in statistics | head else origin
         np.testing.assert_array_equal(pre[name], own[name])

@@ -153,6 +153,15 @@ def test_a_model_and_a_run(admin, project, tmp_path):
     assert "autumn" in admin("runs", "list")
     assert len(admin("runs", "versions", run["id"], "--json")) == 1
     assert admin("runs", "evaluations", run["id"], "--json") == []
+    page, table = tmp_path / "report.html", tmp_path / "report.csv"
+    said = admin("runs", "report", run["id"], "--html", page, "--csv", table)
+    assert "The run is running" in said
+    assert "May we roll out?" in page.read_text()
+    assert table.read_text().startswith("client_id,name,")
+    assert admin("runs", "report", run["id"], "--json")["format"] == "fedselect-report/1"
+    nowhere = tmp_path / "no" / "report.html"
+    refused = admin("runs", "report", run["id"], "--html", nowhere, code=1)
+    assert refused.exception.code == "file_invalid"
     assert admin("rounds", "cancel", found["id"], "--json")["state"] == "cancelled"
     assert admin("runs", "stop", run["id"], "--json")["state"] == "stopped"
     assert admin("runs", "show", run["id"], "--json")["state"] == "stopped"

@@ -1,0 +1,282 @@
+"""What a report of a run is made of: its rows in a fixed number of statements, and stored masks.
+
+Owns these queries and how much of the store one report may read. What follows from it is
+``fedselect.reporting``. Must not write. The store is read when the transaction is over.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from datetime import datetime
+from threading import BoundedSemaphore
+from typing import Any
+from uuid import UUID
+
+from sqlalchemy import Select, extract, func, select
+
+from app import runs
+from app.auth import Principal
+from app.db import Tx
+from app.errors import Missing, Unavailable
+from app.storage import Storage
+from app.tables import (
+    Assignment,
+    Client,
+    EvaluationRecord,
+    MaskRecord,
+    Model,
+    Round,
+    Transition,
+    Update,
+    Upload,
+    Version,
+)
+from app.wiring import Coordinator
+from fedselect.errors import MaskError
+from fedselect.evaluations import EvaluationReport
+from fedselect.lifecycle import AssignmentState, RoundState
+from fedselect.masks import Mask, packed_size
+from fedselect.overlap import History, Stage, wanted
+from fedselect.policies import RunSettings
+from fedselect.protocol import RunInfo
+from fedselect.reportdoc import MaskReading, RunPart, RunReport
+from fedselect.reporting import Evaluated, Measured, Stored, Work, assemble, budget
+from fedselect.space import ParameterSpace
+
+MOST_CLIENTS = 100  # whose masks one report looks at, the first by name
+MOST_ROUNDS = 100  # of each of them, evenly spread
+MOST_MASKS = 500  # objects that one report reads
+AT_ONCE = 2  # reports that a process makes at a time
+PATIENCE = 5.0  # seconds that another one waits
+_ROOM = BoundedSemaphore(AT_ONCE)
+FAILED = [s.value for s in (RoundState.ABANDONED, RoundState.CANCELLED, RoundState.FAILED)]
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """The rows of one run; ``keys`` are the objects of its masks, by digest."""
+
+    run: RunPart
+    settings: RunSettings
+    space: ParameterSpace
+    evaluations: list[Evaluated]
+    work: Work
+    every: int
+    clients_known: int
+    histories: list[History]
+    keys: dict[str, str]
+    now: datetime
+
+
+def report(core: Coordinator, found: Found) -> RunReport:
+    """The report of what :func:`find` has found, with the masks that may be read.
+
+    Raises:
+        Unavailable: the store is away, or as many reports are being made as there may be
+            (``report_busy``): the masks of each are in memory.
+    """
+    if not _ROOM.acquire(timeout=PATIENCE):
+        raise Unavailable("other reports are being made; ask again", code="report_busy")
+    try:
+        read, reading = _read(core.storage, found, core.settings.report_mask_bytes)
+        stored = Stored(found.every, found.clients_known, found.histories, read, reading)
+        measured = Measured(found.space, found.evaluations, found.work, stored)
+        return assemble(found.run, found.settings, measured, made_at=found.now)
+    finally:
+        _ROOM.release()
+
+
+def find(tx: Tx, principal: Principal, run_id: UUID) -> Found:
+    """All rows that a report of this run is made of.
+
+    Raises:
+        Missing: there is no such run in the principal's project.
+    """
+    run = runs.get(tx, principal, run_id)
+    info = runs.info(tx, run)
+    model = tx.session.get_one(Model, run.model_id)
+    evaluations, version = _evaluations(tx, run.id)
+    every = max(1, math.ceil(info.published / MOST_ROUNDS))
+    rows = tx.session.execute(_masks(run.id, info.published, every)).all()
+    return Found(
+        run=_part(info, model, version),
+        settings=info.settings,
+        space=ParameterSpace.from_json(model.space),
+        evaluations=evaluations,
+        work=_work(tx, run.id),
+        every=every,
+        clients_known=rows[0].known if rows else 0,
+        histories=_histories(rows),
+        keys={row.sha256: row.object_key for row in rows},
+        now=tx.now,
+    )
+
+
+def _part(run: RunInfo, model: Model, version: int | None) -> RunPart:
+    settings = run.settings
+    return RunPart(
+        id=run.id,
+        name=run.name,
+        model=model.name,
+        policy=settings.policy.name,
+        state=run.state,
+        rounds=settings.rounds,
+        published=run.published,
+        version=version,
+        elements=model.elements,
+        seed=settings.seed,
+        wire=settings.wire.encoding,
+        budget=budget(settings.training),
+    )
+
+
+def _evaluations(tx: Tx, run_id: UUID) -> tuple[list[Evaluated], int | None]:
+    """The evaluations of the newest version that has any, and its number."""
+    newest = (
+        select(Version.id)
+        .join(EvaluationRecord, EvaluationRecord.version_id == Version.id)
+        .where(EvaluationRecord.run_id == run_id)
+        .order_by(Version.number.desc())
+        .limit(1)
+        .scalar_subquery()
+    )
+    query = (
+        select(EvaluationRecord.report, Client.id, Client.name, Version.number)
+        .join(Client, Client.id == EvaluationRecord.client_id)
+        .join(Version, Version.id == EvaluationRecord.version_id)
+        .where(EvaluationRecord.run_id == run_id, EvaluationRecord.version_id == newest)
+        .order_by(Client.name)
+    )
+    rows = tx.session.execute(query).all()
+    found = [Evaluated(r.id, r.name, EvaluationReport.model_validate(r.report)) for r in rows]
+    return found, rows[0].number if rows else None
+
+
+def _masks(run_id: UUID, published: int, every: int) -> Select[Any]:
+    """The masks of the chosen clients in every so many rounds; erased clients have none."""
+    counted = (
+        select(Update.client_id)
+        .join(Version, Version.round_id == Update.round_id)
+        .join(Round, Round.id == Update.round_id)
+        .where(Round.run_id == run_id, Update.withdrawn_at.is_(None))
+    )
+    chosen = (
+        select(Client.id, Client.name, func.count().over().label("known"))
+        .where(Client.id.in_(counted), Client.erased_at.is_(None))
+        .order_by(Client.name)
+        .limit(MOST_CLIENTS)
+        .subquery()
+    )
+    return (
+        select(chosen.c.id, chosen.c.name, chosen.c.known, Round.number, MaskRecord.personal)
+        .add_columns(MaskRecord.sha256, MaskRecord.object_key)
+        .join(Update, Update.client_id == chosen.c.id)
+        .join(Round, Round.id == Update.round_id)
+        .join(Version, Version.round_id == Round.id)
+        .join(MaskRecord, MaskRecord.id == Update.mask_id)
+        .where(Round.run_id == run_id, Update.withdrawn_at.is_(None))
+        .where((published - Round.number) % every == 0)
+        .order_by(chosen.c.name, Round.number)
+    )
+
+
+def _histories(rows: Any) -> list[History]:
+    stages: dict[tuple[UUID, str], list[Stage]] = {}
+    for row in rows:
+        stage = Stage(row.number, row.personal, row.sha256)
+        stages.setdefault((row.id, row.name), []).append(stage)
+    return [History(*client, each) for client, each in stages.items()]
+
+
+# --- seconds and counts ------------------------------------------------------------------------
+
+
+def _seconds(span: Any) -> Any:
+    return extract("epoch", span)
+
+
+def _work(tx: Tx, run_id: UUID) -> Work:
+    rounds = tx.session.execute(_rounds(run_id)).one()
+    clients = tx.session.execute(_deliveries(run_id)).all()
+    return Work(
+        elapsed=None if rounds.elapsed is None else float(rounds.elapsed),
+        collecting=float(rounds.collecting or 0),
+        aggregating=float(rounds.aggregating or 0),
+        rounds_timed=rounds.published,
+        unpublished=rounds.failed,
+        delivered=sum(row.delivered for row in clients),
+        rejected=sum(row.rejected for row in clients),
+        seconds={row.client_id: float(row.seconds) for row in clients},
+    )
+
+
+def _rounds(run_id: UUID) -> Select[Any]:
+    """How many rounds ended how, and where the time of the published ones went."""
+    frozen = (  # a round that was taken up again froze once, the first time
+        select(Transition.subject_id, func.min(Transition.created_at).label("at"))
+        .join(Round, Round.id == Transition.subject_id)
+        .where(Round.run_id == run_id, Transition.to_state == RoundState.AGGREGATING.value)
+        .group_by(Transition.subject_id)
+        .subquery()
+    )
+    good = Round.state == RoundState.PUBLISHED.value
+    whole = func.max(Round.closed_at).filter(good) - func.min(Round.opened_at)
+    return (
+        select(
+            func.count().filter(good).label("published"),
+            func.count().filter(Round.state.in_(FAILED)).label("failed"),
+            func.sum(_seconds(frozen.c.at - Round.opened_at)).filter(good).label("collecting"),
+            func.sum(_seconds(Round.closed_at - frozen.c.at)).filter(good).label("aggregating"),
+            _seconds(whole).label("elapsed"),
+        )
+        .select_from(Round)
+        .outerjoin(frozen, frozen.c.subject_id == Round.id)
+        .where(Round.run_id == run_id)
+    )
+
+
+def _deliveries(run_id: UUID) -> Select[Any]:
+    """What every client has delivered, and the time from being asked to a complete upload."""
+    refused = Assignment.state == AssignmentState.REJECTED.value
+    return (
+        select(
+            Assignment.client_id,
+            func.count().label("delivered"),
+            func.count().filter(refused).label("rejected"),
+            func.sum(_seconds(Upload.completed_at - Assignment.created_at)).label("seconds"),
+        )
+        .join(Upload, Upload.assignment_id == Assignment.id)
+        .where(Assignment.run_id == run_id, Upload.completed_at.is_not(None))
+        .group_by(Assignment.client_id)
+    )
+
+
+# --- the store ---------------------------------------------------------------------------------
+
+
+def _read(storage: Storage, found: Found, limit: int) -> tuple[dict[str, Mask], MaskReading]:
+    """The masks that matter most, until ``limit`` bytes are read."""
+    order, size = wanted(found.histories), packed_size(found.space.dim)
+    chosen = order[: min(MOST_MASKS, limit // size)]
+    read: dict[str, Mask] = {}
+    for digest in chosen:
+        mask = _mask(storage, found.keys[digest], found.space.dim)
+        if mask is not None and mask.digest == digest:
+            read[digest] = mask
+    return read, MaskReading(
+        wanted=len(order),
+        read=len(read),
+        missing=len(chosen) - len(read),
+        left_out=len(order) - len(chosen),
+        read_bytes=size * len(read),
+        limit_bytes=limit,
+    )
+
+
+def _mask(storage: Storage, key: str, dim: int) -> Mask | None:
+    """A stored mask; None if it is gone, or is none."""
+    try:
+        return Mask.from_bytes(dim, storage.read(key, length=packed_size(dim) + 1))
+    except (Missing, MaskError):
+        return None

@@ -1,0 +1,170 @@
+"""What a run did for its clients: gains against baselines with 95 % intervals, from counts alone.
+
+Owns the statistics and the words *worse* and *harmed*. Every method names its source:
+
+- one share: Wilson's score interval (E. B. Wilson, JASA 22, 1927);
+- a difference of shares: the square-and-add interval of R. G. Newcombe. Where it is known how many
+  examples both models got right, the one for paired shares with its correlation φ (Statistics in
+  Medicine 17:2635, 1998, method 10). Where it is not, φ = 0: the one for independent shares (ibid.
+  17:873, method 10); models mostly fail on the same examples, so it is too wide rather than too
+  narrow;
+- a mean over clients: the percentile bootstrap, clients resampled (Efron and Tibshirani 1993, §13);
+- evenness: Jain's index (Jain, Chiu and Hawe 1984).
+
+Must not know rows, files or how a score came about. Chance comes in as a seed.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from statistics import NormalDist, fmean
+
+import numpy as np
+
+from fedselect.evaluations import ScoreReport
+from fedselect.reportdoc import Accuracy, Gain, Interval, Population, Sign
+
+LEVEL = 0.95
+WORSE_POINTS = 2  # a client is worse below −2 points
+ENOUGH_CLIENTS = 10  # for an interval over clients
+RESAMPLES = 10_000
+AT_ONCE = 1_000_000  # numbers that one step of the bootstrap draws
+JUDGED = ("local_only", "fedavg_ft")  # the baselines of *worse* and *harmed*
+BASELINES = {
+    "local_only": "the same model trained alone, for as many gradient steps",
+    "start": "the frozen model that the run started from",
+    "global": "the last shared model, without anything personal but the client's own statistics",
+    "pre": "the last shared model with this client's personal elements, before it trains on it",
+}
+UNMEASURED = {
+    "fedavg_ft": "FedAvg with fine-tuning needs the shared model that full sharing would have led "
+    "to, in all rounds and by all clients: no client can compute it alone. Run the policy `fedavg` "
+    "with the same settings; the personalized model of that run is this baseline."
+}
+Scores = Mapping[str, ScoreReport]
+_Z = NormalDist().inv_cdf(0.5 + LEVEL / 2)
+
+
+def wilson(correct: int, total: int) -> tuple[float, float]:
+    """Wilson's interval for a share of ``total`` ≥ 1, both from 0 to 1."""
+    share, z2 = correct / total, _Z**2
+    centre = (share + z2 / (2 * total)) / (1 + z2 / total)
+    spread = math.sqrt(share * (1 - share) / total + z2 / (4 * total**2))
+    half = _Z * spread / (1 + z2 / total)
+    # At the ends the formula gives 0 and 1 but for rounding.
+    return (0.0 if correct == 0 else centre - half, 1.0 if correct == total else centre + half)
+
+
+def correlation(post: ScoreReport, base: ScoreReport) -> float:
+    """φ of the two models' hits, corrected for continuity; 0 if their overlap is not known."""
+    if base.both is None or post.total != base.total:
+        return 0.0
+    both, total = base.both, post.total
+    only_post, only_base = post.correct - both, base.correct - both
+    neither = total - both - only_post - only_base
+    found = float(both * neither - only_post * only_base)
+    if found > 0:
+        found = max(found - total / 2, 0.0)
+    margins = (post.correct, total - post.correct, base.correct, total - base.correct)
+    return found / math.sqrt(math.prod(margins)) if all(margins) else 0.0
+
+
+def gain(post: ScoreReport, base: ScoreReport, *, judged: bool) -> Gain:
+    """post − base in points; ``judged``: whether *worse* and *harmed* are said of this baseline."""
+    p, q = post.correct / post.total, base.correct / base.total
+    (p_low, p_high), (q_low, q_high) = (wilson(s.correct, s.total) for s in (post, base))
+    phi = correlation(post, base)
+    down, up = _root(p - p_low, q_high - q, phi), _root(p_high - p, q - q_low, phi)
+    interval = _interval(p - q - down, p - q + up)
+    # Counts, not fractions: −2 points exactly is not below −2 points.
+    lead = post.correct * base.total - base.correct * post.total
+    worse = 100 * lead < -WORSE_POINTS * post.total * base.total
+    sign: Sign = "gain" if interval.low > 0 else "loss" if interval.high < 0 else "undecided"
+    return Gain(
+        points=100 * (p - q),
+        interval=interval,
+        examples=post.total,
+        baseline_examples=base.total,
+        paired=base.both is not None and post.total == base.total,
+        sign=sign,
+        worse=worse if judged else None,
+        harmed=sign == "loss" if judged else None,
+    )
+
+
+def _root(a: float, b: float, phi: float) -> float:
+    return math.sqrt(max(a * a - 2 * phi * a * b + b * b, 0.0))
+
+
+def _interval(low: float, high: float) -> Interval:
+    """Fractions as points, within what a difference of shares can be."""
+    return Interval(low=max(-100.0, 100 * low), high=min(100.0, 100 * high))
+
+
+def accuracies(scores: Scores) -> dict[str, Accuracy]:
+    """Every model's accuracy in percent."""
+    return {name: _accuracy(score) for name, score in sorted(scores.items())}
+
+
+def _accuracy(score: ScoreReport) -> Accuracy:
+    return Accuracy(
+        correct=score.correct,
+        examples=score.total,
+        percent=100 * score.correct / score.total,
+        interval=_interval(*wilson(score.correct, score.total)),
+    )
+
+
+def gains(scores: Scores) -> dict[str, Gain]:
+    """The gain against every baseline that was reported; none without ``post``."""
+    post = scores.get("post")
+    if post is None:
+        return {}
+    known = [name for name in BASELINES if name in scores]
+    return {name: gain(post, scores[name], judged=name in JUDGED) for name in known}
+
+
+def mean_interval(values: Sequence[float], seed: int) -> Interval | None:
+    """The percentile bootstrap of a mean over clients; None of fewer than 10."""
+    if len(values) < ENOUGH_CLIENTS:
+        return None
+    rng = np.random.Generator(np.random.PCG64(seed))
+    every, step = np.asarray(values), max(1, AT_ONCE // len(values))
+    means = [
+        every[rng.integers(0, len(every), size=(min(step, RESAMPLES - done), len(every)))].mean(1)
+        for done in range(0, RESAMPLES, step)
+    ]
+    tail = (1 - LEVEL) / 2
+    low, high = np.quantile(np.concatenate(means), [tail, 1 - tail])
+    return Interval(low=float(low), high=float(high))
+
+
+def population(found: Mapping[str, Gain], *, seed: int) -> Population:
+    """The gains of clients, by name, against one baseline; there is at least one."""
+    points = [each.points for each in found.values()]
+    interval = mean_interval(points, seed)
+    worst = sorted(found, key=lambda name: (found[name].points, name))
+    worst = worst[: math.ceil(len(worst) / 10)]
+    names = ("lowest", "lower_quartile", "median", "upper_quartile", "highest")
+    spread = np.quantile(points, [0, 0.25, 0.5, 0.75, 1])
+    judged = all(each.worse is not None for each in found.values())
+    return Population(
+        clients=len(points),
+        mean_points=fmean(points),
+        interval=interval,
+        evidence="insufficient" if interval is None else "sufficient",
+        **{f"{name}_points": float(value) for name, value in zip(names, spread, strict=True)},
+        worst_decile_points=fmean(found[name].points for name in worst),
+        worst_decile=worst,
+        gained=[name for name, each in found.items() if each.sign == "gain"],
+        lost=[name for name, each in found.items() if each.sign == "loss"],
+        worse=[name for name, each in found.items() if each.worse] if judged else None,
+        harmed=[name for name, each in found.items() if each.harmed] if judged else None,
+    )
+
+
+def jain(values: Sequence[float]) -> float | None:
+    """(Σx)² / (n Σx²): 1 if all are equal, 1/n if one has everything; None if all are 0."""
+    squares = sum(value * value for value in values)
+    return sum(values) ** 2 / (len(values) * squares) if squares else None

@@ -1,0 +1,137 @@
+"""What was personalized: masks of many clients over many rounds, compared on their packed bytes.
+
+Owns the figures about masks. Comparisons leave out what is personal or frozen by its role: it is so
+in every mask, whatever the policy chose. Must not read files or know whose masks they may see.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import combinations, pairwise
+from statistics import fmean
+from uuid import UUID
+
+from fedselect.masks import Mask
+from fedselect.reportdoc import ClientMasks, Overlap, TensorReport
+from fedselect.space import ParameterSpace, Role, Slot
+
+MOST_TENSORS = 200  # of one report: the largest
+MOST_COMPARED = 40  # clients of the overlap matrix: all pairs are compared
+
+
+@dataclass(frozen=True, slots=True)
+class Stage:
+    """The mask of one update: its round, its personal elements and the digest of its bytes."""
+
+    round: int
+    personal: int
+    digest: str
+
+
+@dataclass(frozen=True, slots=True)
+class History:
+    """A client's masks, oldest first; there is at least one."""
+
+    client_id: UUID
+    name: str
+    stages: Sequence[Stage]
+
+
+def wanted(histories: Sequence[History]) -> list[str]:
+    """The digests to read, the most telling first: every client's last mask, then older ones."""
+    lines = [list(dict.fromkeys(s.digest for s in reversed(h.stages))) for h in histories]
+    depth = max(map(len, lines), default=0)
+    order = (line[back] for back in range(depth) for line in lines if back < len(line))
+    return list(dict.fromkeys(order))
+
+
+def personal_percent(space: ParameterSpace, personal: int) -> float:
+    """Of the elements that could be personal or shared, as ``Mask.share``."""
+    frozen = space.count(Role.FROZEN)
+    return 100 * (personal - frozen) / (space.dim - frozen)
+
+
+class Masks:
+    """The masks that were read, by digest, without what no policy chooses."""
+
+    def __init__(self, space: ParameterSpace, read: Mapping[str, Mask]) -> None:
+        self.space = space
+        self._read = read
+        self._always = Mask.initial(space)
+
+    def over_time(self, history: History) -> ClientMasks:
+        """A client's masks, each compared with the one before."""
+        stages = history.stages
+        steps = [self.jaccard(a.digest, b.digest) for a, b in pairwise(stages)]
+        return ClientMasks(
+            client_id=history.client_id,
+            name=history.name,
+            rounds=[stage.round for stage in stages],
+            personal_percent=[personal_percent(self.space, s.personal) for s in stages],
+            jaccard=[None, *steps],
+        )
+
+    def jaccard(self, first: str, second: str) -> float | None:
+        """|A ∩ B| / |A ∪ B| of what was chosen; None if that is nothing, or was not read."""
+        a, b = self._chosen(first), self._chosen(second)
+        if a is None or b is None or not (a.personal or b.personal):
+            return None
+        both = (a & b).personal
+        return both / (a.personal + b.personal - both)
+
+    def _chosen(self, digest: str) -> Mask | None:
+        found = self._read.get(digest)
+        return None if found is None else found - self._always
+
+    def comparable(self, histories: Sequence[History]) -> list[tuple[str, Mask]]:
+        """Name and last mask of the clients of whom it was read, at most ``MOST_COMPARED``."""
+        last = ((h.name, self._read.get(h.stages[-1].digest)) for h in histories)
+        return [(name, mask) for name, mask in last if mask is not None][:MOST_COMPARED]
+
+    def tensors(self, last: Sequence[tuple[str, Mask]]) -> list[TensorReport]:
+        """The largest tensors and how much of each is personal, at every client."""
+        counts = [mask.per_slot(self.space) for _, mask in last]
+        slots = [slot for slot in self.space.slots if slot.size and slot.role is not Role.FROZEN]
+        largest = sorted(slots, key=lambda slot: (-slot.size, slot.offset))[:MOST_TENSORS]
+        reports = []
+        for slot in sorted(largest, key=lambda slot: slot.offset):
+            shares = [100 * each[slot.name] / slot.size for each in counts]
+            reports.append(
+                TensorReport(
+                    name=slot.name,
+                    role=slot.role.value,
+                    elements=slot.size,
+                    mean_percent=fmean(shares) if shares else 0.0,
+                    clients_percent=shares,
+                )
+            )
+        return reports
+
+    def overlap(self, last: Sequence[tuple[str, Mask]]) -> Overlap:
+        """All clients against all, and what blind choice of as many elements would give."""
+        chosen = [mask - self._always for _, mask in last]
+        counts = [mask.per_slot(self.space) for mask in chosen]
+        matrix: list[list[float | None]] = [[None] * len(last) for _ in last]
+        blind = []
+        for i, mask in enumerate(chosen):
+            matrix[i][i] = 1.0 if mask.personal else None
+        for i, j in combinations(range(len(last)), 2):
+            total = chosen[i].personal + chosen[j].personal
+            if not total:
+                continue
+            both = (chosen[i] & chosen[j]).personal
+            matrix[i][j] = matrix[j][i] = both / (total - both)
+            met = sum(counts[i][s.name] * counts[j][s.name] / s.size for s in self._sized())
+            blind.append(met / (total - met))
+        pairs = [matrix[i][j] for i, j in combinations(range(len(last)), 2)]
+        found = [value for value in pairs if value is not None]
+        return Overlap(
+            clients=[name for name, _ in last],
+            jaccard=matrix,
+            mean=fmean(found) if found else None,
+            by_chance=fmean(blind) if blind else None,
+        )
+
+    def _sized(self) -> list[Slot]:
+        return [slot for slot in self.space.slots if slot.size]
