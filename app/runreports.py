@@ -7,7 +7,7 @@ Owns these queries and how much of the store one report may read. What follows f
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from threading import BoundedSemaphore
 from typing import Any
@@ -18,7 +18,7 @@ from sqlalchemy import Select, extract, func, select
 from app import runs
 from app.auth import Principal
 from app.db import Tx
-from app.errors import Missing, Unavailable
+from app.errors import Invalid, Missing, Unavailable
 from app.storage import Storage
 from app.tables import (
     Assignment,
@@ -27,6 +27,7 @@ from app.tables import (
     MaskRecord,
     Model,
     Round,
+    Run,
     Transition,
     Update,
     Upload,
@@ -41,7 +42,7 @@ from fedselect.overlap import History, Stage, wanted
 from fedselect.policies import RunSettings
 from fedselect.protocol import RunInfo
 from fedselect.reportdoc import MaskReading, RunPart, RunReport
-from fedselect.reporting import Evaluated, Measured, Stored, Work, assemble, budget
+from fedselect.reporting import Evaluated, Measured, Stored, Work, assemble, budget, unlike
 from fedselect.space import ParameterSpace
 
 MOST_CLIENTS = 100  # whose masks one report looks at, the first by name
@@ -67,6 +68,7 @@ class Found:
     histories: list[History]
     keys: dict[str, str]
     now: datetime
+    fedavg: UUID | None = None
 
 
 def report(core: Coordinator, found: Found) -> RunReport:
@@ -81,22 +83,27 @@ def report(core: Coordinator, found: Found) -> RunReport:
     try:
         read, reading = _read(core.storage, found, core.settings.report_mask_bytes)
         stored = Stored(found.every, found.clients_known, found.histories, read, reading)
-        measured = Measured(found.space, found.evaluations, found.work, stored)
+        rows = (found.space, found.evaluations, found.work, stored, found.fedavg)
+        measured = Measured(*rows)
         return assemble(found.run, found.settings, measured, made_at=found.now)
     finally:
         _ROOM.release()
 
 
-def find(tx: Tx, principal: Principal, run_id: UUID) -> Found:
-    """All rows that a report of this run is made of.
+def find(tx: Tx, principal: Principal, run_id: UUID, *, fedavg: UUID | None = None) -> Found:
+    """All rows that a report of this run is made of; ``fedavg`` is a FedAvg run to compare with.
 
     Raises:
         Missing: there is no such run in the principal's project.
+        Invalid: ``baseline_unfit``: the other one is not FedAvg at equal gradient steps.
     """
     run = runs.get(tx, principal, run_id)
     info = runs.info(tx, run)
     model = tx.session.get_one(Model, run.model_id)
     evaluations, version = _evaluations(tx, run.id)
+    if fedavg is not None:
+        tuned = _tuned(tx, run, runs.get(tx, principal, fedavg), info.settings)
+        evaluations = [replace(each, tuned=tuned.get(each.client_id)) for each in evaluations]
     every = max(1, math.ceil(info.published / MOST_ROUNDS))
     rows = tx.session.execute(_masks(run.id, info.published, every)).all()
     return Found(
@@ -110,6 +117,7 @@ def find(tx: Tx, principal: Principal, run_id: UUID) -> Found:
         histories=_histories(rows),
         keys={row.sha256: row.object_key for row in rows},
         now=tx.now,
+        fedavg=fedavg,
     )
 
 
@@ -151,6 +159,16 @@ def _evaluations(tx: Tx, run_id: UUID) -> tuple[list[Evaluated], int | None]:
     rows = tx.session.execute(query).all()
     found = [Evaluated(r.id, r.name, EvaluationReport.model_validate(r.report)) for r in rows]
     return found, rows[0].number if rows else None
+
+
+def _tuned(tx: Tx, run: Run, other: Run, settings: RunSettings) -> dict[UUID, EvaluationReport]:
+    """What the clients of a FedAvg run have reported of it."""
+    why = unlike(settings, RunSettings.model_validate(other.settings))
+    if other.model_id != run.model_id:
+        why = "it is of another model"
+    if why is not None:
+        raise Invalid(f"run {other.name} is no baseline: {why}", code="baseline_unfit")
+    return {each.client_id: each.report for each in _evaluations(tx, other.id)[0]}
 
 
 def _masks(run_id: UUID, published: int, every: int) -> Select[Any]:

@@ -182,9 +182,12 @@ def report_run(
     run_id: RunId,
     html: Annotated[Path | None, typer.Option(help="Write it as a page to this file.")] = None,
     csv: Annotated[Path | None, typer.Option(help="Write a line per client to this file.")] = None,
+    fedavg: Annotated[
+        UUID | None, typer.Option(help="Id of a FedAvg run of the same settings, to compare with.")
+    ] = None,
 ) -> RunReport:
     """Say who gained, who lost, what a run cost and what it personalized."""
-    report = client.run_report(run_id)
+    report = client.run_report(run_id, fedavg=fedavg)
     for path, write in ((html, page), (csv, table)):
         if path is not None:
             _write(path, write(report))

@@ -33,6 +33,7 @@ AT_ONCE = 1_000_000  # numbers that one step of the bootstrap draws
 JUDGED = ("local_only", "fedavg_ft")  # the baselines of *worse* and *harmed*
 BASELINES = {
     "local_only": "the same model trained alone, for as many gradient steps",
+    "fedavg_ft": "the client's model of a FedAvg run, after as many steps on its shared model",
     "start": "the frozen model that the run started from",
     "global": "the last shared model, without anything personal but the client's own statistics",
     "pre": "the last shared model with this client's personal elements, before it trains on it",
@@ -40,7 +41,7 @@ BASELINES = {
 UNMEASURED = {
     "fedavg_ft": "FedAvg with fine-tuning needs the shared model that full sharing would have led "
     "to, in all rounds and by all clients: no client can compute it alone. Run the policy `fedavg` "
-    "with the same settings; the personalized model of that run is this baseline."
+    "with the same settings, and name that run when you ask for the report."
 }
 Scores = Mapping[str, ScoreReport]
 _Z = NormalDist().inv_cdf(0.5 + LEVEL / 2)

@@ -363,9 +363,11 @@ class Operations:
         return exchange.get(path, RunEstimate, retries=self._retries, query=query)
 
     @operation
-    def run_report(self, run_id: UUID) -> Flow[RunReport]:
-        """What a run did for each client, at what cost, and what was personalized."""
-        return self._get(f"/v1/runs/{run_id}/report", RunReport)
+    def run_report(self, run_id: UUID, *, fedavg: UUID | None = None) -> Flow[RunReport]:
+        """What a run did for each client, also against a ``fedavg`` run of the same settings."""
+        query = {"fedavg": str(fedavg)} if fedavg else {}
+        path = f"/v1/runs/{run_id}/report"
+        return exchange.get(path, RunReport, retries=self._retries, query=query)
 
     @operation
     def round(self, round_id: UUID) -> Flow[RoundDetail]:

@@ -225,6 +225,7 @@ class RunReport(Answer):
     effects: dict[str, Population] = Field(description="By baseline; none of too few clients.")
     fairness: dict[str, float] = Field(description="Jain's index of the accuracies, by model.")
     unmeasured: dict[str, str] = Field(description="Baselines that the run cannot know, and why.")
+    fedavg_run: UUID | None = Field(None, description="The run that `fedavg_ft` was taken from.")
     cost: RunCost
     masks: MaskReport
     facts: list[Fact]

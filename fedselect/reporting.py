@@ -15,7 +15,7 @@ from statistics import median
 from uuid import UUID
 
 from fedselect import effects
-from fedselect.evaluations import EvaluationReport
+from fedselect.evaluations import EvaluationReport, ScoreReport
 from fedselect.masks import Mask
 from fedselect.overlap import History, Masks
 from fedselect.policies import Reporting, RunSettings, Training
@@ -34,17 +34,36 @@ from fedselect.reportdoc import (
 from fedselect.space import ParameterSpace, Role
 
 FLOAT = 4  # bytes of a float32
-MODELS = ("start", "local_only", "global", "pre", "post")  # in the order of tables and plots
+MODELS = (
+    "start",
+    "local_only",
+    "fedavg_ft",
+    "global",
+    "pre",
+    "post",
+)  # in the order of tables and plots
+AGAINST = {"local_only": "training alone", "fedavg_ft": "FedAvg with fine-tuning"}
 CHANCE = (1 - effects.LEVEL) / 2  # of clients whose interval lies on one side without any effect
 
 
 @dataclass(frozen=True, slots=True)
 class Evaluated:
-    """One client's evaluation, as it was reported."""
+    """One client's evaluation, as it was reported; ``tuned`` is its one of a FedAvg run."""
 
     client_id: UUID
     name: str
     report: EvaluationReport
+    tuned: EvaluationReport | None = None
+
+    def scores(self, least: int) -> dict[str, ScoreReport]:
+        """The scores of at least so many examples, with that of FedAvg at equal gradient steps."""
+        found = {str(k): v for k, v in self.report.withholding(least).scores.items()}
+        tuned = self.tuned
+        if tuned is not None and tuned.participations == self.report.participations:
+            post = tuned.withholding(least).scores.get("post")
+            # Which examples both runs got right is not known.
+            found |= {"fedavg_ft": post.model_copy(update={"both": None})} if post else {}
+        return found
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +91,20 @@ class Stored:
     reading: MaskReading
 
 
+def unlike(settings: RunSettings, fedavg: RunSettings) -> str | None:
+    """Why another run is not FedAvg at equal gradient steps, in words; None if it is."""
+    if fedavg.policy.personal != "none":
+        return f"its policy {fedavg.policy.name} makes elements personal"
+    if fedavg.rounds != settings.rounds:
+        return f"it has {fedavg.rounds} rounds, not {settings.rounds}"
+    # An epoch of an alternating schedule is two passes; a number of steps is what it says.
+    by_epochs = settings.training.epochs is not None
+    other_schedule = by_epochs and fedavg.policy.schedule != settings.policy.schedule
+    if fedavg.training != settings.training or other_schedule:
+        return f"its local work is {budget(fedavg.training)}, or done otherwise"
+    return None
+
+
 def budget(training: Training) -> str:
     """The local work of one participation, in words."""
     unit = "gradient steps" if training.steps is not None else "epochs"
@@ -81,12 +114,13 @@ def budget(training: Training) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Measured:
-    """All that a report is made of; ``space`` is that of the run's model."""
+    """All that a report is made of: ``space`` is that of the model, ``fedavg`` the FedAvg run."""
 
     space: ParameterSpace
     evaluations: Sequence[Evaluated]
     work: Work
     stored: Stored
+    fedavg: UUID | None = None
 
 
 def assemble(
@@ -105,7 +139,8 @@ def assemble(
         clients=clients,
         effects=found,
         fairness=_fairness(clients, rule),
-        unmeasured=effects.UNMEASURED,
+        unmeasured={k: v for k, v in effects.UNMEASURED.items() if not measured.fedavg},
+        fedavg_run=measured.fedavg,
         cost=cost,
         masks=_masks(space, stored, rule),
         facts=list(_facts(run, clients, found, cost, stored)),
@@ -113,8 +148,7 @@ def assemble(
 
 
 def _client(found: Evaluated, rule: Reporting, space: ParameterSpace, work: Work) -> ClientReport:
-    report = found.report.withholding(rule.min_examples)
-    scores = {str(name): score for name, score in report.scores.items()}
+    report, scores = found.report, found.scores(rule.min_examples)
     exchanged = FLOAT * (space.dim - space.count(Role.FROZEN))
     return ClientReport(
         client_id=found.client_id,
@@ -222,13 +256,12 @@ def _facts(
     version = "no version" if run.version is None else f"version {run.version}"
     text = f"{n} of {known} clients that took part have evaluated {version}."
     yield _fact("evaluated", text, n, "clients", known)
-    if "local_only" in found:
-        yield from _effect_facts(found["local_only"])
-    else:
-        text = "Against training alone nothing can be said: too few clients have reported scores."
-        yield _fact("no_effect_local_only", text, None, "points", n)
-    text = "Against FedAvg with fine-tuning nothing can be said: this run does not measure it."
-    yield _fact("no_effect_fedavg_ft", text, None, "points", 0)
+    for baseline, words in AGAINST.items():
+        if baseline in found:
+            yield from _effect_facts(baseline, words, found[baseline])
+            continue
+        text = f"Against {words} nothing can be said: too few clients have such scores."
+        yield _fact(f"no_effect_{baseline}", text, None, "points", n)
     if cost.of_fedavg_percent is not None:
         text = f"Files took {cost.of_fedavg_percent:.1f} % of the bytes of FedAvg in float32."
         yield _fact("bytes", text, cost.of_fedavg_percent, "percent", cost.clients)
@@ -239,27 +272,27 @@ def _facts(
     yield _fact("unpublished", text, cost.unpublished_rounds, "rounds", run.published)
 
 
-def _effect_facts(found: Population) -> Iterator[Fact]:
+def _effect_facts(baseline: str, words: str, found: Population) -> Iterator[Fact]:
     n, interval = found.clients, found.interval
-    text = f"Against training alone the mean gain is {found.mean_points:+.1f} points, {n} clients; "
+    text = f"Against {words} the mean gain is {found.mean_points:+.1f} points, {n} clients; "
     if interval is None:
         text += f"insufficient evidence: an interval needs {effects.ENOUGH_CLIENTS} clients."
     else:
         text += f"95 % interval {interval.low:+.1f} to {interval.high:+.1f}."
-    yield _fact("mean_gain_local_only", text, found.mean_points, "points", n)
-    text = f"{len(found.gained)} of {n} clients gained: their whole interval lies above 0."
-    yield _fact("gained_local_only", text, len(found.gained), "clients", n)
+    yield _fact(f"mean_gain_{baseline}", text, found.mean_points, "points", n)
+    text = f"Against {words} {len(found.gained)} of {n} clients gained: their whole interval lies "
+    yield _fact(f"gained_{baseline}", f"{text}above 0.", len(found.gained), "clients", n)
     worse, harmed = len(found.worse or ()), len(found.harmed or ())
-    text = f"{worse} of {n} clients are worse: more than 2 points below training alone."
-    yield _fact("worse_local_only", text, worse, "clients", n)
+    text = f"{worse} of {n} clients are worse: more than 2 points below {words}."
+    yield _fact(f"worse_{baseline}", text, worse, "clients", n)
     text = (
-        f"{harmed} of {n} clients are harmed: their whole interval lies below 0. "
+        f"{harmed} of {n} clients are harmed: their whole interval against {words} lies below 0. "
         f"Without any effect, chance alone would show about {CHANCE * n:.1f}."
     )
-    yield _fact("harmed_local_only", text, harmed, "clients", n)
-    text = f"The tenth that gains least ({len(found.worst_decile)} of {n} clients) gains "
-    text += f"{found.worst_decile_points:+.1f} points in the mean."
-    yield _fact("worst_decile_local_only", text, found.worst_decile_points, "points", n)
+    yield _fact(f"harmed_{baseline}", text, harmed, "clients", n)
+    text = f"Against {words} the tenth that gains least ({len(found.worst_decile)} of {n} clients) "
+    text += f"gains {found.worst_decile_points:+.1f} points in the mean."
+    yield _fact(f"worst_decile_{baseline}", text, found.worst_decile_points, "points", n)
 
 
 def _fact(code: str, text: str, value: float | None, unit: str, n: int) -> Fact:
@@ -283,7 +316,7 @@ COLUMNS = (
     *_FIRST,
     *(f"{m}_{part}" for m in MODELS for part in ("examples", "percent", "low", "high")),
     *(f"gain_{b}_{part}" for b in effects.BASELINES for part in ("points", "low", "high")),
-    *(f"{word}_local_only" for word in ("worse", "harmed")),
+    *(f"{word}_{b}" for b in effects.JUDGED for word in ("worse", "harmed")),
     *ClientCost.model_fields,
 )
 
@@ -297,7 +330,6 @@ def _row(client: ClientReport) -> dict[str, object]:
         row[f"gain_{baseline}_points"] = gain.points
         row[f"gain_{baseline}_low"] = gain.interval.low
         row[f"gain_{baseline}_high"] = gain.interval.high
-    if "local_only" in client.gains:
-        judged = client.gains["local_only"]
-        row |= {"worse_local_only": judged.worse, "harmed_local_only": judged.harmed}
+        if baseline in effects.JUDGED:
+            row |= {f"worse_{baseline}": gain.worse, f"harmed_{baseline}": gain.harmed}
     return row | client.cost.model_dump()

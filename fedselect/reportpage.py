@@ -14,6 +14,7 @@ from html import escape
 
 from fedselect import effects, plots
 from fedselect.reportdoc import ClientReport, Population, RunCost, RunReport, TensorReport
+from fedselect.reporting import AGAINST as JUDGED
 from fedselect.reporting import MODELS
 
 STYLE = """
@@ -33,12 +34,13 @@ MOST_SHOWN = 60  # clients in a plot: the ends, where those are that matter
 NAMES = {
     "start": "Start: frozen starting model",
     "local_only": "Alone: trained alone",
+    "fedavg_ft": "FedAvg, fine-tuned",
     "global": "Shared: shared model",
     "pre": "Merged: before training on it",
     "post": "Personal: after training on it",
 }
 AGAINST = {
-    "local_only": "training alone",
+    **JUDGED,
     "start": "the starting model",
     "global": "the shared model",
     "pre": "the merged model",
@@ -70,17 +72,24 @@ def page(report: RunReport) -> str:
 
 def _gained(report: RunReport) -> Iterable[str]:
     yield "<h2>1. Who gained?</h2>"
-    found = report.effects.get("local_only")
-    if found is None:
-        yield _p(_too_few(report))
-    else:
-        yield _p(_mean("training alone", found))
+    yield from _too_few(report)
+    for baseline, found in _judged(report):
+        yield _p(_mean(AGAINST[baseline], found))
         yield _p(
             f"{_of(found.gained, found.clients)} gained clearly: the whole 95 % interval lies "
             f"above 0. {_listed(found.gained)}"
         )
-    if any("local_only" in client.gains for client in report.clients):
-        yield from _each(report)
+    for baseline in JUDGED:
+        if any(baseline in client.gains for client in report.clients):
+            yield f"<h3>Gain of each client against {AGAINST[baseline]}</h3>"
+            yield _forest(report, baseline)
+    if any(client.gains for client in report.clients):
+        yield _note(
+            "Dot: accuracy of the personal model minus that of the other one, trained for as many "
+            "steps, on the client's own held-out examples, in percentage points. Line: 95 % "
+            "interval. Green: all above 0; red: all below 0; grey: so many examples cannot tell. "
+            "Dashed: −2 points."
+        )
     if report.effects:
         yield "<h3>Gain against every baseline, all clients</h3>"
         rows = {f"against {AGAINST[name]}": _points(report, name) for name in report.effects}
@@ -92,33 +101,27 @@ def _gained(report: RunReport) -> Iterable[str]:
         yield _accuracy_table(report)
 
 
-def _each(report: RunReport) -> Iterable[str]:
-    yield "<h3>Gain of each client against training alone</h3>"
-    yield _forest(report)
-    yield _note(
-        "Dot: accuracy of the personal model minus that of the same model trained alone for as "
-        "many steps, on the client's own held-out examples, in percentage points. Line: 95 % "
-        "interval. Green: all above 0; red: all below 0; grey: so many examples cannot tell. "
-        "Dashed: −2 points."
-    )
+def _judged(report: RunReport) -> list[tuple[str, Population]]:
+    """The baselines of which gain, loss and harm are said, with what was found."""
+    return [(name, report.effects[name]) for name in JUDGED if name in report.effects]
 
 
 def _points(report: RunReport, baseline: str) -> list[float]:
     return [c.gains[baseline].points for c in report.clients if baseline in c.gains]
 
 
-def _forest(report: RunReport) -> str:
-    known = [c for c in report.clients if "local_only" in c.gains]
-    known.sort(key=lambda client: client.gains["local_only"].points)
+def _forest(report: RunReport, baseline: str) -> str:
+    known = [c for c in report.clients if baseline in c.gains]
+    known.sort(key=lambda client: client.gains[baseline].points)
     if len(known) > MOST_SHOWN:
         known = known[: MOST_SHOWN // 2] + known[-MOST_SHOWN // 2 :]
-    bars = [_bar(client) for client in known]
-    title = "Gain of each client against training alone, with 95 % intervals"
+    bars = [_bar(client, baseline) for client in known]
+    title = f"Gain of each client against {AGAINST[baseline]}, with 95 % intervals"
     return plots.intervals(title, bars, unit="gain in percentage points", mark=-2.0)
 
 
-def _bar(client: ClientReport) -> plots.Bar:
-    gain = client.gains["local_only"]
+def _bar(client: ClientReport, baseline: str) -> plots.Bar:
+    gain = client.gains[baseline]
     label = f"{client.name} (n={gain.examples})"
     return plots.Bar(label, gain.points, (gain.interval.low, gain.interval.high), gain.sign)
 
@@ -140,11 +143,12 @@ def _populations(report: RunReport) -> str:
 
 def _accuracy_table(report: RunReport) -> str:
     rows = []
+    models = [m for m in MODELS if any(m in client.accuracy for client in report.clients)]
     for client in report.clients:
         cells: list[object] = [client.name]
         post = client.accuracy.get("post")
         cells.append("withheld" if post is None else post.examples)
-        for model in MODELS:
+        for model in models:
             score = client.accuracy.get(model)
             cells.append(
                 "–"
@@ -153,55 +157,61 @@ def _accuracy_table(report: RunReport) -> str:
             )
         rows.append(cells)
     if report.fairness:
-        index = [f"{report.fairness[m]:.3f}" if m in report.fairness else "–" for m in MODELS]
+        index = [f"{report.fairness[m]:.3f}" if m in report.fairness else "–" for m in models]
         rows.append(["evenness (Jain's index, 1 = all equal)", "", *index])
-    heads = ("client", "held-out examples (n)", *(NAMES[model] for model in MODELS))
+    heads = ("client", "held-out examples (n)", *(NAMES[model] for model in models))
     return _table("Accuracy in % on own held-out data, with 95 % intervals.", heads, rows)
 
 
 def _lost(report: RunReport) -> Iterable[str]:
     yield "<h2>2. Who lost?</h2>"
-    found = report.effects.get("local_only")
-    if found is None:
-        yield _p(_too_few(report))
-        return
-    n, worse, harmed = found.clients, found.worse or [], found.harmed or []
+    yield from _too_few(report)
+    for baseline, found in _judged(report):
+        yield from _losses(report, baseline, found)
+    for name, why in report.unmeasured.items():
+        yield _note(f"Not measured in this run ({name}): {why}")
+
+
+def _losses(report: RunReport, baseline: str, found: Population) -> Iterable[str]:
+    n, against = found.clients, AGAINST[baseline]
+    worse, harmed = found.worse or [], found.harmed or []
     yield _p(
-        f"{_of(harmed, n)} are harmed: the upper end of the 95 % interval of the gain against "
-        f"training alone is below 0. {_listed(harmed)}"
+        f"Against {against} {_of(harmed, n)} are harmed: the upper end of the 95 % interval of "
+        f"their gain is below 0. {_listed(harmed)}"
     )
     yield _p(
-        f"{_of(worse, n)} are worse: more than 2 percentage points below training alone, whatever "
-        f"the interval. {_listed(worse)}"
+        f"Against {against} {_of(worse, n)} are worse: more than 2 percentage points below it, "
+        f"whatever the interval. {_listed(worse)}"
     )
     chance = (1 - effects.LEVEL) / 2 * n
     yield _note(
         f"With {n} intervals of 95 %, chance alone shows about {chance:.1f} clients as harmed "
         "where there is no effect at all."
     )
-    rows = [_loss_row(c) for c in report.clients if c.name in {*worse, *harmed}]
+    rows = [_loss_row(c, baseline) for c in report.clients if c.name in {*worse, *harmed}]
     heads = ("client", "gain", "95 % interval", "held-out examples (n)", "worse", "harmed")
     if rows:
-        yield _table("Clients that lost, in percentage points.", heads, rows)
+        caption = f"Clients that lost against {against}, in percentage points."
+        yield _table(caption, heads, rows)
     yield _p(
-        f"The tenth that gains least ({len(found.worst_decile)} of {n} clients: "
+        f"Against {against} the tenth that gains least ({len(found.worst_decile)} of {n} clients: "
         f"{', '.join(found.worst_decile)}) gains {found.worst_decile_points:+.1f} points in the "
         "mean."
     )
-    for name, why in report.unmeasured.items():
-        yield _note(f"Not measured in this run ({name}): {why}")
 
 
-def _loss_row(client: ClientReport) -> Sequence[object]:
-    gain = client.gains["local_only"]
+def _loss_row(client: ClientReport, baseline: str) -> Sequence[object]:
+    gain = client.gains[baseline]
     between = f"{gain.interval.low:+.1f} to {gain.interval.high:+.1f}"
     marks = ["yes" if mark else "no" for mark in (gain.worse, gain.harmed)]
     return [client.name, f"{gain.points:+.1f}", between, gain.examples, *marks]
 
 
-def _too_few(report: RunReport) -> str:
+def _too_few(report: RunReport) -> Iterable[str]:
+    if "local_only" in report.effects:
+        return
     known = sum(1 for client in report.clients if "local_only" in client.gains)
-    return (
+    yield _p(
         f"This cannot be said: {known} clients have reported scores of their personal model and of "
         f"training alone; figures are formed over at least {report.suppression.min_clients} "
         f"clients, of clients with at least {report.suppression.min_examples} held-out examples."

@@ -24,6 +24,7 @@ WRITTEN: dict[str, Callable[[RunReport], Response]] = {
     "html": lambda report: Response(reportpage.page(report), headers=PAGE, media_type="text/html"),
     "csv": lambda report: Response(reporting.table(report), media_type="text/csv"),
 }
+BUSY = ["storage_unavailable", "report_busy"]
 TEXT: dict[str, Any] = {"schema": {"type": "string"}}
 
 
@@ -33,7 +34,7 @@ TEXT: dict[str, Any] = {"schema": {"type": "string"}}
     summary="Who gained, who lost, what it cost, what was personalized",
     response_model=RunReport,
     responses={
-        **problems(401, 403, 404, 503, codes={503: ["storage_unavailable", "report_busy"]}),
+        **problems(401, 403, 404, 503, codes={422: ["baseline_unfit"], 503: BUSY}),
         200: {"content": {"text/html": TEXT, "text/csv": TEXT}},
     },
 )
@@ -43,11 +44,18 @@ def get_run_report(
         Literal["json", "html", "csv"] | None,
         Query(alias="format", description="Else what `Accept` prefers; JSON if it does not say."),
     ] = None,
+    fedavg: Annotated[
+        UUID | None,
+        Query(
+            description="A run of the policy `fedavg` on the same model with the same rounds and "
+            "training: its clients' own models are then the baseline `fedavg_ft`."
+        ),
+    ] = None,
     accept: Annotated[str | None, Header(include_in_schema=False)] = None,
     call: Call = READ,
 ) -> RunReport | Response:
     """The last evaluation of each client, with intervals; as JSON, a page, or a line per client."""
-    found = call.run(lambda tx: runreports.find(tx, call.who, run_id))
+    found = call.run(lambda tx: runreports.find(tx, call.who, run_id, fedavg=fedavg))
     report = runreports.report(call.core, found)
     wanted = form or FORMS[media.preferred(accept, list(FORMS))]
     return WRITTEN[wanted](report) if wanted in WRITTEN else report

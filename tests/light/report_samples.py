@@ -104,9 +104,10 @@ def sample(
     *,
     masks: Stored | None = None,
     run: RunPart = RUN,
+    fedavg: UUID | None = None,
     **report: int,
 ) -> RunReport:
     evaluations = twelve() if evaluations is None else evaluations
     settings = RunSettings(seed=4, report=report)
     kept = masks or stored(len(evaluations))
-    return assemble(run, settings, Measured(SPACE, evaluations, WORK, kept), made_at=NOW)
+    return assemble(run, settings, Measured(SPACE, evaluations, WORK, kept, fedavg), made_at=NOW)

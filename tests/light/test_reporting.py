@@ -8,16 +8,17 @@ import hashlib
 import io
 import re
 import xml.etree.ElementTree as ET
+from dataclasses import replace
 from html.parser import HTMLParser
 from math import ceil
 
 import pytest
 from report_samples import RUN, SPACE, evaluated, sample, stored, twelve
 
-from fedselect import plots, reportpage
+from fedselect import RunSettings, Training, plots, preset, reportpage
 from fedselect.effects import BASELINES
 from fedselect.reportdoc import RunReport
-from fedselect.reporting import COLUMNS, MODELS, table
+from fedselect.reporting import COLUMNS, MODELS, table, unlike
 
 SVG = "{http://www.w3.org/2000/svg}"
 
@@ -34,7 +35,7 @@ def test_gains_of_every_client_from_the_raw_counts():
     assert [client.name for client in report.clients] == sorted(raw)
     for client in report.clients:
         scores = raw[client.name]
-        assert set(client.gains) == set(BASELINES)
+        assert set(client.gains) == set(BASELINES) - {"fedavg_ft"}
         for baseline, gain in client.gains.items():
             expected = points(scores["post"].correct, scores[baseline].correct)
             assert gain.points == pytest.approx(expected)
@@ -53,13 +54,67 @@ def test_the_harmed_client_is_said_to_be_harmed():
     assert sample().effects["pre"].harmed is None, "harm is said of two baselines alone"
 
 
+def test_another_run_is_fedavg_with_fine_tuning():
+    found = twelve()
+    tuned = [evaluated(n, post=100 + 10 * n, alone=1, total=300).report for n in range(12)]
+    tuned[2] = tuned[2].model_copy(update={"participations": 2})
+    both = [replace(each, tuned=other) for each, other in zip(found, tuned, strict=True)]
+    report = sample(both, fedavg=RUN.id)
+    assert (report.fedavg_run, report.unmeasured) == (RUN.id, {})
+    gains = {c.name: c.gains["fedavg_ft"] for c in report.clients if "fedavg_ft" in c.gains}
+    assert set(gains) == {f"site-{n:02}" for n in range(12)} - {"site-02"}, "other gradient steps"
+    for each, other in zip(found, tuned, strict=True):
+        if each.name in gains:
+            expected = each.report.scores["post"].correct / 2 - other.scores["post"].correct / 3
+            assert gains[each.name].points == pytest.approx(expected)
+            assert gains[each.name].worse is (expected < -2)
+            assert not gains[each.name].paired
+    assert report.effects["fedavg_ft"].harmed == ["site-11"]
+    facts = {fact.code: fact for fact in report.facts}
+    assert (facts["harmed_fedavg_ft"].value, facts["harmed_fedavg_ft"].n) == (1, 11)
+    text = Elements(reportpage.page(report)).text
+    assert "Against FedAvg with fine-tuning 1 of 11 clients are harmed" in text
+    assert "Not measured" not in text
+    assert len(drawings(reportpage.page(report))) == 8
+    line = list(csv.DictReader(io.StringIO(table(report))))[11]
+    assert line["harmed_fedavg_ft"] == "True"
+
+
+FEDAVG = {"policy": preset("fedavg"), "rounds": 20}
+
+
+@pytest.mark.parametrize(
+    ("changes", "why"),
+    [
+        ({}, None),
+        ({"policy": preset("random", start_round=1)}, "makes elements personal"),
+        ({"rounds": 21}, "21 rounds, not 20"),
+        ({"training": Training(steps=21)}, "21 gradient steps"),
+        ({"training": Training(steps=20, learning_rate=0.1)}, "done otherwise"),
+        ({"seed": 5}, None),
+    ],
+)
+def test_what_is_fedavg_at_equal_gradient_steps(changes, why):
+    run = RunSettings(policy=preset("fedselect", start_round=10), rounds=20)
+    said = unlike(run, RunSettings(**{**FEDAVG, **changes}))
+    assert (why in said) if why else said is None
+
+
+def test_epochs_of_another_schedule_are_other_steps():
+    epochs = {"training": Training(epochs=3), "rounds": 20}
+    run = RunSettings(policy=preset("fedselect-official"), **epochs)
+    assert unlike(run, RunSettings(policy=preset("fedavg"), **epochs))
+    alternating = preset("fedavg", schedule="alternating")
+    assert unlike(run, RunSettings(policy=alternating, **epochs)) is None
+
+
 def test_means_and_evenness_from_the_raw_counts():
     raw, report = [e.report.scores for e in twelve()], sample()
     for baseline, effect in report.effects.items():
         gaps = [points(s["post"].correct, s[baseline].correct) for s in raw]
         assert effect.mean_points == pytest.approx(sum(gaps) / 12)
         assert effect.lowest_points == pytest.approx(min(gaps))
-    for model in MODELS:
+    for model in set(MODELS) - {"fedavg_ft"}:
         x = [s[model].correct for s in raw]
         expected = sum(x) ** 2 / (12 * sum(v * v for v in x))
         assert report.fairness[model] == pytest.approx(expected)

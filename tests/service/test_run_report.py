@@ -14,7 +14,7 @@ import pytest
 from sqlalchemy import event
 
 from app import media, runreports
-from fedselect import Mask, reportpage
+from fedselect import Mask, RunSettings, reportpage
 from fedselect.reportdoc import RunReport
 
 from .campaign import eager
@@ -60,20 +60,21 @@ class Campaign:
         return dict(ok((caller or self.project.owner).get(path, **query)))
 
 
-def play(project: Project, *, clients: int = 4, rounds: int = ROUNDS) -> Campaign:
-    """A client's next mask holds the one before."""
-    model = make_model(project)
-    run = make_run(project, model, rounds=rounds, goal=clients)
-    found = Campaign(project, model, run, make_clients(project, clients))
-    lower = Mask.initial(model.space)
-    upper = (
-        Mask.from_bool(
-            np.array([s.role == "selectable" for s in model.space.slots]).repeat(
-                [s.size for s in model.space.slots]
-            )
-        )
-        | lower
+def play(
+    project: Project,
+    *,
+    clients: int = 4,
+    rounds: int = ROUNDS,
+    again: Campaign | None = None,
+    **rules: Any,
+) -> Campaign:
+    """A client's next mask holds the one before; ``again``: with the clients of another run."""
+    model = again.model if again else make_model(project)
+    run = make_run(project, model, rounds=rounds, goal=clients, **rules)
+    found = Campaign(
+        project, model, run, again.clients if again else make_clients(project, clients)
     )
+    lower, upper = RunSettings.model_validate(run["settings"]).policy.bounds(model.space)
     for number in range(rounds):
         for seed, client in enumerate(found.clients):
             drawn = np.random.default_rng(100 * number + seed).random(model.space.dim) < 0.2
@@ -226,6 +227,32 @@ def test_a_run_without_anything_has_a_report_too(project: Project) -> None:
         assert answer.status_code == 200
     found = ok(project.owner.get(f"/v1/runs/{run['id']}/report"))
     assert (found["clients"], found["effects"], found["run"]["version"]) == ([], {}, None)
+
+
+def test_another_run_is_the_baseline_of_fedavg(finished: Campaign) -> None:
+    project, owner = finished.project, finished.project.owner
+    tuned = play(project, again=finished, policy={"personal": "none", "name": "fedavg"})
+    for number, client in enumerate(tuned.clients):
+        score = {"correct": START[number], "total": 100, "loss": 1}
+        evaluate(client, scores={"post": score, "local_only": {**score, "both": 1}})
+    report = finished.report(fedavg=tuned.run["id"])
+    assert (report["fedavg_run"], report["unmeasured"]) == (tuned.run["id"], {})
+    for number, client in enumerate(sorted(finished.clients, key=lambda c: c.name)):
+        (row,) = (c for c in report["clients"] if c["name"] == client.name)
+        assert row["gains"]["fedavg_ft"]["points"] == pytest.approx(POST[number] - START[number])
+    assert report["effects"]["fedavg_ft"]["harmed"] == []
+    path = f"/v1/runs/{finished.run['id']}/report"
+    refused(owner.get(path, fedavg=finished.run["id"]), 422, "baseline_unfit")
+    elsewhere = make_run(project, start=False, rounds=ROUNDS, policy={"personal": "none"})
+    said = refused(owner.get(path, fedavg=elsewhere["id"]), 422, "baseline_unfit")
+    assert "another model" in said["detail"]
+    assert "fedavg" in finished.report()["unmeasured"]["fedavg_ft"]
+
+
+def test_a_run_of_another_tenant_is_no_baseline(finished: Campaign, other: Project) -> None:
+    foreign = make_run(other, start=False, policy={"personal": "none"})
+    path = f"/v1/runs/{finished.run['id']}/report"
+    refused(finished.project.owner.get(path, fedavg=foreign["id"]), 404, "not_found")
 
 
 # --- forms -------------------------------------------------------------------------------------
