@@ -97,4 +97,4 @@ RUN install --directory --mode 0700 --owner 10001 --group 10001 /scratch
 COPY --from=server-environment /opt/fedselect/ /opt/fedselect/
 USER 10001:10001
 EXPOSE 8000
-CMD ["uvicorn", "--factory", "app.main:create_app", "--host", "0.0.0.0", "--port", "8000", "--no-server-header", "--timeout-graceful-shutdown", "10"]
+CMD ["uvicorn", "--factory", "app.main:serve", "--host", "0.0.0.0", "--port", "8000", "--no-server-header", "--timeout-graceful-shutdown", "10"]

@@ -139,7 +139,7 @@ class Coordinator(ProductProcess):
     def command(self) -> list[str]:
         """Uvicorn with the application's factory."""
         options = ["--host", HOST, "--port", str(self.port), "--timeout-graceful-shutdown", "10"]
-        return [sys.executable, "-m", "uvicorn", "--factory", "app.main:create_app", *options]
+        return [sys.executable, "-m", "uvicorn", "--factory", "app.main:serve", *options]
 
     def ready(self) -> None:
         """Ask ``/health/ready`` (not through urllib, which would obey proxy variables)."""

@@ -78,8 +78,15 @@ def interface(lifespan: Lifespan[FastAPI] | None = None) -> FastAPI:
     return app
 
 
+def serve() -> FastAPI:
+    """The application of a process of its own, for ``uvicorn --factory app.main:serve``."""
+    app = create_app()
+    wiring.settle()
+    return app
+
+
 def create_app(settings: AppSettings | None = None) -> FastAPI:
-    """The application, for ``uvicorn --factory app.main:create_app``."""
+    """The application."""
     settings = settings or read()
     logs.configure(settings.log_format, settings.log_level)
     tracing.configure("api")

@@ -35,6 +35,7 @@ def _configure_logs(**_: object) -> None:
 @signals.worker_init.connect(weak=False)  # type: ignore[untyped-decorator]
 def _compile(**_: object) -> None:
     aggregate.warm()  # before the fork: the pool's processes have it from the start
+    wiring.settle()
 
 
 @signals.worker_ready.connect(weak=False)  # type: ignore[untyped-decorator]

@@ -64,6 +64,7 @@ def main() -> None:
     core = wiring.build()
     logs.configure(core.settings.log_format, core.settings.log_level)
     tracing.configure("scheduler")
+    wiring.settle()
     stop = Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import gc
 from concurrent.futures import ThreadPoolExecutor
 from threading import Event
 
 import pytest
 
+from app import wiring
 from app.batching import Batcher
 
 PATIENCE = 30
@@ -79,3 +81,12 @@ def test_an_error_of_the_work_reaches_all_its_calls_and_the_next_ones_go_on():
         with pytest.raises(RuntimeError, match="thirteen"):
             each.result()
     assert batcher.ask(5) == 10
+
+
+def test_what_stays_is_out_of_the_collectors_sight() -> None:
+    before = gc.get_freeze_count()
+    wiring.settle()
+    try:
+        assert gc.get_freeze_count() > before + 100_000
+    finally:
+        gc.unfreeze()

@@ -322,7 +322,7 @@ async def app(scope, receive, send):
         return
     await send({"type": "http.response.start", "status": 200, "headers": []})
     await send({"type": "http.response.body", "body": os.environ["PUBLIC_URL"].encode()})
-def create_app():
+def serve():
     return app
 """
 CELERY = """
