@@ -24,7 +24,7 @@ from service.factories import make_project
     "against coordinator and worker; every refusal's code must be among those described",
     target="20,000 calls: 0 server errors, 0 schema violations",
     quick={"seconds": 15, "least": 1000},
-    full={"seconds": 300, "least": 20_000},
+    full={"seconds": 90, "least": 20_000},
     minutes=(6, 60),
 )
 def schema_fuzz(room: Room, *, seconds: int, least: int) -> Figures:
