@@ -22,6 +22,7 @@ from fedselect import __version__
 from fedselect.downloads import LONGEST_CHAIN, DeltaFacts, cheapest
 from fedselect.protocol import DeltaDownload, Download, ModelCreate, ModelInfo, VersionInfo
 from fedselect.space import ParameterSpace
+from fedselect.versiondocs import SpaceDocument
 
 
 def register_model(tx: Tx, principal: Principal, body: ModelCreate) -> ModelInfo:
@@ -107,6 +108,18 @@ def get_model(tx: Tx, principal: Principal, model_id: UUID, *, lock: bool = Fals
     if model is None:
         raise Missing(f"there is no model {model_id} in this project")
     return model
+
+
+def space_document(tx: Tx, principal: Principal, model_id: UUID) -> SpaceDocument:
+    """A model's parameter space as the interface shows it.
+
+    Raises:
+        Missing: there is no such model.
+    """
+    model = get_model(tx, principal, model_id)
+    return SpaceDocument(
+        digest=model.space_digest, elements=model.elements, tensors=model.space["tensors"]
+    )
 
 
 def get_version(tx: Tx, principal: Principal, version_id: UUID) -> Version:

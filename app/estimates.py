@@ -71,7 +71,7 @@ def of_run(
         measured=measured,
     )
     space = ParameterSpace.from_json(tx.session.get_one(Model, run.model_id).space)
-    found = estimate(asked, space)
+    found = estimate(asked, space, round_seconds=actual.round_seconds)
     return RunEstimate(run_id=run.id, estimate=found, actual=actual, errors=_errors(found, actual))
 
 

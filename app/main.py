@@ -25,6 +25,7 @@ from app.routes import (
     operations,
     reporting,
     tenancy,
+    versions,
 )
 from app.settings import AppSettings, read
 from app.watching import Watched
@@ -44,7 +45,7 @@ Send the key as `Authorization: Bearer fsk_…`. Errors are `application/problem
 """
 
 
-MODULES = (agents, admin, estimating, reporting, tenancy, hooks, auditing, operations)
+MODULES = (agents, admin, estimating, reporting, versions, tenancy, hooks, auditing, operations)
 DESCRIBE_MODELS = {"/v1/models", "/v1/estimates"}  # a parameter space is a long document
 
 

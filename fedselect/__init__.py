@@ -6,6 +6,7 @@ What an integrator writes against. Importing it loads neither torch nor the serv
 from fedselect.errors import FedSelectError
 from fedselect.masks import Mask
 from fedselect.policies import Policy, RoundPolicy, RunSettings, Training, preset, preset_run
+from fedselect.serving import load_personalized
 from fedselect.space import Kind, ParameterSpace, Role
 from fedselect.task import Batch, Task
 
@@ -21,6 +22,7 @@ __all__ = [
     "RunSettings",
     "Task",
     "Training",
+    "load_personalized",
     "preset",
     "preset_run",
 ]

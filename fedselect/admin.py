@@ -15,7 +15,7 @@ from uuid import UUID
 
 import typer
 
-from fedselect import admin_access
+from fedselect import admin_access, admin_versions
 from fedselect.client import Client
 from fedselect.errors import FedSelectError
 from fedselect.estimatedocs import RunEstimate
@@ -55,6 +55,7 @@ for name, part in (
     ("models", models),
     ("runs", runs),
     ("rounds", rounds),
+    ("versions", admin_versions.versions),
     ("jobs", jobs),
 ):
     app.add_typer(part, name=name, rich_help_panel=REMOTE)

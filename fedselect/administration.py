@@ -1,4 +1,4 @@
-"""The calls of administrators that are about access: who they are, projects, keys, clients' names.
+"""The calls of administrators about access (who they are, projects, keys) and about versions.
 
 Owns paths and documents, as ``operations`` does for all other calls. Must not open connections.
 """
@@ -22,6 +22,7 @@ from fedselect.tenancy import (
     ProjectCreate,
     ProjectInfo,
 )
+from fedselect.versiondocs import Lineage, SpaceDocument, VersionCard, VersionDifference
 
 
 class Administration(Operations):
@@ -88,3 +89,27 @@ class Administration(Operations):
     def revoke_key(self, key_id: str) -> Flow[KeyInfo]:
         """End a key now."""
         return self._post(f"/v1/keys/{key_id}/revoke", KeyInfo)
+
+    # --- versions ------------------------------------------------------------------------------
+
+    @operation
+    def space(self, model_id: UUID) -> Flow[SpaceDocument]:
+        """A model's parameter space: names and shapes of a version's tensors."""
+        return self._get(f"/v1/models/{model_id}/space", SpaceDocument)
+
+    @operation
+    def lineage(self, version_id: UUID) -> Flow[Lineage]:
+        """A version's ancestors and children."""
+        return self._get(f"/v1/versions/{version_id}/lineage", Lineage)
+
+    @operation
+    def difference(self, version_id: UUID, *, base: UUID | None = None) -> Flow[VersionDifference]:
+        """How far each tensor moved since ``base``, by default the parent."""
+        query = {"base": str(base)} if base else {}
+        path = f"/v1/versions/{version_id}/diff"
+        return exchange.get(path, VersionDifference, retries=self._retries, query=query)
+
+    @operation
+    def card(self, version_id: UUID) -> Flow[VersionCard]:
+        """A version's model card."""
+        return self._get(f"/v1/versions/{version_id}/card", VersionCard)

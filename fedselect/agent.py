@@ -134,6 +134,7 @@ class Agent:
         self._recent: tuple[str, PersonalState] | None = None  # by the SHA-256 of its file
         self._witness = Witness(client, folder)
         folder.meter = client.control.take
+        folder.keep_space(learner.space)
         self._versions = Versions(client, folder, learner.space)
 
     def run(

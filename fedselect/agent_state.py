@@ -7,6 +7,7 @@ Owns names, form and order of writing of every file in it::
     credentials.json                      server, client, name and key (0600)
     checkpoint.txt                        the last signed head of the ledger that was proven to us
     ledger-key.txt                        the verifier key that it must be signed with
+    space.json                            the model's parameter space, for whoever serves it
     evidence/                             heads that cannot both be true, if we were ever shown any
     versions/<sha256>                     version files in use
     arms/<arm>/arm.json                   the truth about an arm: committed, tentative, counters
@@ -22,6 +23,7 @@ from __future__ import annotations
 
 import fcntl
 import hashlib
+import json
 import os
 import re
 from collections.abc import Callable
@@ -40,6 +42,7 @@ from fedselect.uploads import UploadReserve
 
 CREDENTIALS, REGISTRATION = "credentials.json", "registration.json"
 CHECKPOINT, LEDGER_KEY = "checkpoint.txt", "ledger-key.txt"
+SPACE = "space.json"
 Meter = Callable[[], tuple[int, int]]
 _DIGEST = re.compile("[0-9a-f]{64}")
 REMEMBERED = 32  # digests of received versions, so that a repeated download counts once
@@ -242,6 +245,10 @@ class AgentFolder:
         """Remove the version files that are not in use, so that they never pile up."""
         _remove(self._versions, lambda name: name not in but)
 
+    def keep_space(self, space: ParameterSpace) -> None:
+        """Keep the model's parameter space, which gives a state's values their names."""
+        write_atomically(self.path / SPACE, json.dumps(space.to_json()).encode(), durable=False)
+
     # --- arms ----------------------------------------------------------------------------------
 
     def arm(self, arm_id: UUID) -> Arm:
@@ -267,7 +274,7 @@ class Arm:
 
     def __init__(self, path: Path, meter: Meter) -> None:
         self._path, self._meter = path, meter
-        self.record = _read(path / "arm.json", ArmRecord) or ArmRecord()
+        self.record = read_arm(path)
         self._sweep()
 
     def committed(self, space: ParameterSpace) -> PersonalState | None:
@@ -375,6 +382,11 @@ class Arm:
     def _sweep(self) -> None:
         keep = self.record.files() | {"arm.json"}
         _remove(self._path, lambda name: name not in keep)
+
+
+def read_arm(path: Path) -> ArmRecord:
+    """What an arm's folder says, read without touching anything; see :class:`AgentFolder`."""
+    return _read(path / "arm.json", ArmRecord) or ArmRecord()
 
 
 def _make(folder: Path) -> None:

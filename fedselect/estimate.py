@@ -56,8 +56,8 @@ FLOPS = 1e10  # a second, of one core: assumed
 CALLS = 8  # of one participation, one behind the other
 # HTTP beside the files, of a participation and of one more check-in while a round goes on: `pytest
 # tests/e2e/test_run.py` compares them with what agents count.
-WORK_UP, WORK_DOWN = 3200, 6500
-POLL_UP, POLL_DOWN = 620, 950
+WORK_UP, WORK_DOWN = 3200, 8500
+POLL_UP, POLL_DOWN = 620, 1200
 
 
 def single_tensor(elements: int) -> ParameterSpace:
@@ -65,8 +65,12 @@ def single_tensor(elements: int) -> ParameterSpace:
     return ParameterSpace.of([("elements", (elements,), Kind.WEIGHT, Role.SELECTABLE)])
 
 
-def estimate(asked: EstimateCreate, space: ParameterSpace) -> Estimate:
+def estimate(
+    asked: EstimateCreate, space: ParameterSpace, *, round_seconds: float | None = None
+) -> Estimate:
     """What the run that ``asked`` describes would cost with the model of this space.
+
+    How often clients ask while a round goes on follows from ``round_seconds``; None: as estimated.
 
     Raises:
         SettingsError: link_unknown, or too few clients for any round (``settings_invalid``).
@@ -82,7 +86,7 @@ def estimate(asked: EstimateCreate, space: ParameterSpace) -> Estimate:
     server = _server(plan, found)
     lines = [link(text) for text in asked.links]
     times = [_on_link(each, asked, found, compute, server) for each in lines]
-    seconds = max(each.round_seconds for each in times)
+    seconds = round_seconds or max(each.round_seconds for each in times)
     return Estimate(
         elements=space.dim,
         clients=plan.clients,

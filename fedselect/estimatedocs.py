@@ -200,7 +200,7 @@ class Errors(Answer):
     up: float | None
     down: float | None
     payload: float | None = Field(description="Both ways, files alone.")
-    control: float | None
+    control: float | None = Field(description="For as long as the rounds took.")
     round_seconds: float | None = Field(description="On the first link that was named.")
 
 

@@ -1,4 +1,5 @@
-"""Commands of the learning side: ``simulate``; ``agent`` and ``estimate`` have files of their own.
+"""Commands of the learning side: ``simulate``; ``agent``, ``estimate`` and those about model
+files have files of their own.
 
 Owns argument parsing, progress and printing. Must not compute anything itself, nor load torch
 before a command runs: ``fedselect --help`` stays fast.
@@ -16,7 +17,7 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
-from fedselect import agent_cli, estimate_cli
+from fedselect import agent_cli, estimate_cli, versions_cli
 from fedselect.errors import SettingsError
 from fedselect.policies import PRESETS, RunSettings, Training, preset_run
 from fedselect.task import Task
@@ -33,6 +34,7 @@ def register(app: typer.Typer) -> None:
     """Add the learning commands to the ``fedselect`` command."""
     agent_cli.register(app)
     estimate_cli.register(app)
+    versions_cli.register(app)
     app.command("simulate")(simulate)
 
 

@@ -86,6 +86,7 @@ def test_only_the_files_in_use_stay_and_only_their_owner_reads_them(
         "credentials.json",
         "checkpoint.txt",
         "ledger-key.txt",
+        "space.json",
         f"{arm}/arm.json",
         f"{arm}/{known_id('3.1')}.safetensors",
     }

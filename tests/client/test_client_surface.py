@@ -84,6 +84,10 @@ ADMINISTRATION = {
     "key": ("GET", "/v1/keys/{id}"),
     "rotate_key": ("POST", "/v1/keys/{id}/rotate"),
     "revoke_key": ("POST", "/v1/keys/{id}/revoke"),
+    "space": ("GET", "/v1/models/{id}/space"),
+    "lineage": ("GET", "/v1/versions/{id}/lineage"),
+    "difference": ("GET", "/v1/versions/{id}/diff"),
+    "card": ("GET", "/v1/versions/{id}/card"),
 }
 BODIES = {
     "rotation": tenancy.KeyRotate(),

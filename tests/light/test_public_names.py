@@ -19,6 +19,7 @@ NAMES = [
     "RunSettings",
     "Task",
     "Training",
+    "load_personalized",
     "preset",
     "preset_run",
 ]

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import httpx
 import pytest
+import safetensors.numpy
 from typer.testing import CliRunner
 
 from fedselect import remote, wire
@@ -20,6 +21,7 @@ from fedselect.client import Client
 from fedselect.errors import FedSelectError
 from fedselect.profiles import Profile, Profiles, read_profiles, write_profiles
 
+from .campaign import Campaign
 from .factories import drain, make_clients, make_model, make_space
 
 SERVER = "http://coordinator"
@@ -40,7 +42,9 @@ def admin(project, asked, monkeypatch, tmp_path):
         if request.url.host not in {"coordinator", "elsewhere"}:  # the store
             with httpx.Client(trust_env=False) as store:
                 found = store.send(request)
-                return httpx.Response(found.status_code, headers=found.headers)
+                return httpx.Response(
+                    found.status_code, headers=found.headers, content=found.content
+                )
         found = project.api.request(
             request.method,
             request.url.raw_path.decode(),
@@ -175,6 +179,30 @@ def test_what_others_wrote_does_not_steer_the_terminal(admin, project):
     listed = admin("keys", "list")
     assert "[red]x[/red]" in listed
     assert "\u202e" not in listed
+
+
+def test_versions_are_looked_at_and_taken_along(admin, project, tmp_path):
+    campaign = Campaign(project, rounds=2, published=1)
+    version = campaign.versions()[-1]["id"]
+    file, card = tmp_path / "model.safetensors", tmp_path / "card.md"
+    admin("versions", "export", version, file)
+    tensors = safetensors.numpy.load(file.read_bytes())
+    assert {name: t.shape for name, t in tensors.items()} == {
+        slot.name: slot.shape for slot in campaign.model.space.slots
+    }
+    assert admin("versions", "show", version, "--json")["id"] == version
+    assert len(admin("versions", "lineage", version, "--json")["steps"]) == 3
+    found = admin("versions", "diff", version, "--json")
+    assert found["base_id"] == admin("versions", "show", version, "--json")["parent_id"]
+    again = admin("versions", "diff", version, "--base", version, "--json")
+    assert (again["total"]["changed"], found["total"]["changed"] > 0) == (0, True)
+    text = admin("versions", "card", version, "--json")["markdown"]
+    admin("versions", "write-card", version, card)
+    assert card.read_text() == text
+    space = admin("versions", "space", campaign.model.id, "--json")
+    assert space["digest"] == campaign.model.space.digest
+    estimated = admin("runs", "estimate", campaign.run["id"], "--json")
+    assert estimated["actual"]["rounds"] == 1
 
 
 def test_refusals_have_a_code_and_a_usage_error_is_another(admin):

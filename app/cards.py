@@ -1,0 +1,112 @@
+"""Model cards: what the rows know of a version, gathered.
+
+Owns these queries; the words are ``fedselect.cards``. Must not write.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from statistics import fmean
+from typing import Any
+from uuid import UUID
+
+from sqlalchemy import func, select
+
+from app import catalog
+from app.auth import Principal
+from app.db import Tx
+from app.tables import Arm, EvaluationRecord, Model, Round, Run, Update, Version
+from fedselect.cards import limitations, markdown
+from fedselect.policies import RunSettings
+from fedselect.space import ParameterSpace, Role
+from fedselect.versiondocs import (
+    CardEvaluation,
+    CardOrigin,
+    CardScore,
+    ParameterCounts,
+    VersionCard,
+)
+
+
+def card(tx: Tx, principal: Principal, version_id: UUID) -> VersionCard:
+    """A version's model card.
+
+    Raises:
+        Missing: there is no such version.
+    """
+    version = catalog.get_version(tx, principal, version_id)
+    model = tx.session.get_one(Model, version.model_id)
+    origin, evaluation = _origin(tx, version), _evaluation(tx, version.id)
+    bare = VersionCard(
+        version=catalog.version_info(version),
+        model_name=model.name,
+        parameters=_counts(ParameterSpace.from_json(model.space)),
+        origin=origin,
+        evaluation=evaluation,
+        limitations=limitations(origin, evaluation, recomputable=version.recomputable),
+        markdown="",
+    )
+    return bare.model_copy(update={"markdown": markdown(bare)})
+
+
+def _counts(space: ParameterSpace) -> ParameterCounts:
+    return ParameterCounts(
+        tensors=len(space.slots),
+        elements=space.dim,
+        selectable=space.count(Role.SELECTABLE),
+        shared=space.count(Role.SHARED),
+        personal=space.count(Role.PERSONAL),
+        frozen=space.count(Role.FROZEN),
+    )
+
+
+def _origin(tx: Tx, version: Version) -> CardOrigin | None:
+    if version.arm_id is None:
+        return None
+    run = tx.session.get_one(Run, tx.session.get_one(Arm, version.arm_id).run_id)
+    published_by = tx.session.get(Round, version.round_id) if version.round_id else None
+    averaged = select(func.count(), func.sum(Update.examples)).where(
+        Update.round_id == version.round_id, Update.withdrawn_at.is_(None)
+    )
+    updates, examples = tx.session.execute(averaged).one()
+    return CardOrigin(
+        run_id=run.id,
+        run_name=run.name,
+        run_state=run.state,
+        settings=RunSettings.model_validate(run.settings),
+        round_number=published_by.number if published_by else None,
+        attempt=published_by.attempt if published_by else None,
+        opened_at=published_by.opened_at if published_by else None,
+        closed_at=published_by.closed_at if published_by else None,
+        updates=updates if published_by else None,
+        examples=int(examples or 0) if published_by else None,
+    )
+
+
+def _evaluation(tx: Tx, version_id: UUID) -> CardEvaluation | None:
+    query = select(EvaluationRecord.report).where(EvaluationRecord.version_id == version_id)
+    reports = tx.session.scalars(query).all()
+    if not reports:
+        return None
+    names = dict.fromkeys(name for report in reports for name in report["scores"])
+    return CardEvaluation(
+        clients=len(reports),
+        examples=sum(
+            max((score["total"] for score in report["scores"].values()), default=0)
+            for report in reports
+        ),
+        personal_share=fmean(report["personal_share"] for report in reports),
+        scores={name: _score(_of(reports, name)) for name in names},
+    )
+
+
+def _of(reports: Sequence[dict[str, Any]], name: str) -> list[tuple[int, int]]:
+    """(correct, total) of everybody who has this score."""
+    found = [report["scores"][name] for report in reports if name in report["scores"]]
+    return [(score["correct"], score["total"]) for score in found]
+
+
+def _score(found: Sequence[tuple[int, int]]) -> CardScore:
+    each = [correct / total for correct, total in found]
+    hits, examples = (sum(column) for column in zip(*found, strict=True))
+    return CardScore(pooled=hits / examples, mean=fmean(each), worst=min(each))

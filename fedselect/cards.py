@@ -1,0 +1,119 @@
+"""The words of a model card: what a version is not, and the card as Markdown.
+
+Owns the text alone; every figure is in the document that it is made from.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from fedselect.versiondocs import CardEvaluation, CardOrigin, VersionCard
+
+NAMES = {
+    "local_only": "trained alone for as long",
+    "global": "these shared parameters alone",
+    "pre": "with a client's personal part",
+    "post": "after a client's last training",
+}
+
+
+def limitations(
+    origin: CardOrigin | None, evaluation: CardEvaluation | None, *, recomputable: bool
+) -> list[str]:
+    """What nobody should read into a version."""
+    found = [
+        "These are the shared parameters. What clients keep personal never left them and is not in "
+        "this version; a client without a personal part should train before it serves.",
+        "No differential privacy was applied to it.",
+    ]
+    if origin is not None and origin.round_number is not None:
+        k = origin.settings.round.min_contributors
+        found.append(
+            "An element that a single client shares is that client's own value (min_contributors "
+            "is 1)."
+            if k == 1
+            else f"An element that fewer than {k} clients share is as it was before."
+        )
+    if evaluation is None:
+        found.append("No client has reported how good it is.")
+    else:
+        found.append("Scores are the clients' own, each on its own held-out data.")
+    if not recomputable:
+        found.append("Files behind it were deleted: it cannot be recomputed any more.")
+    return found
+
+
+def markdown(card: VersionCard) -> str:
+    """The card for people; its own ``markdown`` does not matter."""
+    return "\n".join(_lines(card)) + "\n"
+
+
+def _lines(card: VersionCard) -> Iterator[str]:
+    version, counts = card.version, card.parameters
+    yield f"# {card.model_name}, version {version.number}"
+    yield ""
+    yield from _table(
+        ("id", f"`{version.id}`"),
+        ("SHA-256", f"`{version.sha256}`"),
+        ("published", f"{version.created_at:%Y-%m-%d %H:%M} UTC"),
+        ("size", f"{version.size:,} bytes"),
+        ("parameters", f"{counts.elements:,} in {counts.tensors:,} tensors"),
+        ("may turn personal", f"{counts.selectable:,}"),
+        ("always shared", f"{counts.shared:,}"),
+        ("never travel", f"{counts.personal:,} personal, {counts.frozen:,} frozen"),
+    )
+    yield from _why(card)
+    if card.evaluation is not None:
+        yield from _how_good(card.evaluation)
+    yield from ("", "## Limits", "")
+    yield from (f"- {text}" for text in card.limitations)
+
+
+def _why(card: VersionCard) -> Iterator[str]:
+    version, origin = card.version, card.origin
+    yield from ("", "## Why it exists", "")
+    if origin is None:
+        yield "The weights with which the model was registered."
+        return
+    policy, rules = origin.settings.policy, origin.settings.round
+    rows = [
+        ("run", f"{origin.run_name} (`{origin.run_id}`), {origin.run_state}"),
+        ("policy", f"{policy.name}: {policy.personal}, score {policy.score}"),
+        ("encoding", version.encoding),
+        ("code", f"fedselect {version.code_version}"),
+    ]
+    if origin.round_number is not None:
+        rows += [
+            ("round", f"{origin.round_number}, attempt {origin.attempt}"),
+            (
+                "averaged",
+                f"{origin.updates} updates, {origin.examples or 0:,} examples behind them",
+            ),
+            ("weights", f"{rules.weighting}, at least {rules.min_contributors} clients an element"),
+            ("parent", f"`{version.parent_id}`"),
+            ("manifest", f"`{version.manifest_sha256}`"),
+        ]
+    else:
+        rows.append(("", "the weights that the run began with"))
+    yield from _table(*rows)
+
+
+def _how_good(found: CardEvaluation) -> Iterator[str]:
+    yield from ("", "## How good it is", "")
+    yield (
+        f"{found.clients} clients, {found.examples:,} held-out examples, "
+        f"{found.personal_share:.1%} of a client's parameters personal on average."
+    )
+    yield from (
+        "",
+        "| accuracy, % | all examples | mean client | worst client |",
+        "|---|---|---|---|",
+    )
+    for name, score in found.scores.items():
+        cells = (score.pooled, score.mean, score.worst)
+        yield f"| {NAMES.get(name, name)} | " + " | ".join(f"{100 * c:.1f}" for c in cells) + " |"
+
+
+def _table(*rows: tuple[str, str]) -> Iterator[str]:
+    yield from ("| | |", "|---|---|")
+    yield from (f"| {name} | {text} |" for name, text in rows)

@@ -1,0 +1,105 @@
+"""A client's personalized model for serving, read from the folder of its agent.
+
+Owns reading: nothing is locked or written, so the agent may run meanwhile. What it last committed
+counts, never what is tentative. Must not know torch: the caller's model loads the tensors.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from uuid import UUID
+
+from fedselect.agent_state import SPACE, ArmRecord, read_arm
+from fedselect.errors import FedSelectError
+from fedselect.exporting import Tensors, named
+from fedselect.personal import PersonalState
+from fedselect.space import ParameterSpace
+from fedselect.wire import decode_version
+
+TRIES = 3  # the agent may commit, and sweep what we were about to read
+
+
+@dataclass(frozen=True)
+class Personalized:
+    """A personalized model: its tensors by name, in their shapes, and where they come from.
+
+    ``model.load_state_dict({n: torch.from_numpy(t) for n, t in tensors.items()}, strict=False)``
+    """
+
+    tensors: Tensors
+    arm: UUID
+    round: int
+    participations: int
+
+
+def load_personalized(
+    folder: str | Path, *, arm: UUID | None = None, version: bytes | None = None
+) -> Personalized:
+    """The personalized model of the agent's ``folder``.
+
+    As last trained and committed (*post*); with the bytes of a ``version`` file, that version with
+    the client's personal part merged in (*pre*), which is what a channel that points at it serves.
+    ``arm`` says which of several arms.
+
+    Raises:
+        FedSelectError: ``state_missing``, ``state_ambiguous`` (name the arm), ``state_corrupt``.
+        WireError: the version belongs to another model.
+    """
+    path = Path(folder)
+    space = _space(path)
+    for _ in range(TRIES):
+        chosen, record = _choose(path, arm)
+        state = _state(path / "arms" / str(chosen), record, space)
+        if state is not None:
+            break
+    else:
+        raise FedSelectError(f"the state in {path} is damaged", code="state_corrupt")
+    values = state.theta
+    if version is not None:
+        values = state.merge(decode_version(version, space_digest=space.digest, dim=space.dim))
+    committed = record.committed
+    return Personalized(
+        named(values, space, state.buffers),
+        chosen,
+        committed.round if committed else 0,
+        state.participations,
+    )
+
+
+def _space(path: Path) -> ParameterSpace:
+    try:
+        return ParameterSpace.from_json(json.loads((path / SPACE).read_text("utf-8")))
+    except (OSError, ValueError) as error:
+        raise FedSelectError(
+            f"{path} has no {SPACE}: it is no agent's folder, or its agent is older than this "
+            "version and has not been started since",
+            code="state_missing",
+        ) from error
+
+
+def _choose(path: Path, arm: UUID | None) -> tuple[UUID, ArmRecord]:
+    wanted = "*" if arm is None else str(arm)
+    found = {UUID(each.name): read_arm(each) for each in (path / "arms").glob(wanted)}
+    ready = {each: record for each, record in found.items() if record.committed is not None}
+    if not ready:
+        raise FedSelectError(f"nothing was trained and published in {path}", code="state_missing")
+    if len(ready) > 1:
+        names = ", ".join(sorted(map(str, ready)))
+        raise FedSelectError(
+            f"this client takes part in several arms, name one: {names}", code="state_ambiguous"
+        )
+    return next(iter(ready.items()))
+
+
+def _state(path: Path, record: ArmRecord, space: ParameterSpace) -> PersonalState | None:
+    """The committed state; None if its file has been replaced meanwhile, or is damaged."""
+    if record.committed is None:
+        return None
+    file = path / record.committed.state.name
+    data = file.read_bytes() if file.exists() else b""
+    if hashlib.sha256(data).hexdigest() != record.committed.state.sha256:
+        return None
+    return PersonalState.from_bytes(data, space)
