@@ -63,7 +63,7 @@ class Masks:
     def over_time(self, history: History) -> ClientMasks:
         """A client's masks, each compared with the one before."""
         stages = history.stages
-        steps = [self.jaccard(a.digest, b.digest) for a, b in pairwise(stages)]
+        steps = [self._kept(a.digest, b.digest) for a, b in pairwise(stages)]
         return ClientMasks(
             client_id=history.client_id,
             name=history.name,
@@ -71,6 +71,11 @@ class Masks:
             personal_percent=[personal_percent(self.space, s.personal) for s in stages],
             jaccard=[None, *steps],
         )
+
+    def _kept(self, before: str, now: str) -> float | None:
+        """As :meth:`jaccard`; None if nothing was chosen before that could have been kept."""
+        earlier = self._chosen(before)
+        return self.jaccard(before, now) if earlier is not None and earlier.personal else None
 
     def jaccard(self, first: str, second: str) -> float | None:
         """|A ∩ B| / |A ∪ B| of what was chosen; None if that is nothing, or was not read."""

@@ -156,7 +156,7 @@ class ClientMasks(Answer):
     personal_percent: list[float]
     jaccard: list[float | None] = Field(
         description="With the mask before it in this list, over what the policy chose; null: "
-        "there is none, it was not read, or neither chose anything."
+        "there is none, it was not read, or nothing was chosen in it."
     )
 
 

@@ -24,20 +24,20 @@ h2{font-size:1.2em;margin:2em 0 .3em;border-bottom:1px solid #ccc}
 h3{font-size:1em;margin:1.3em 0 .2em}p{margin:.4em 0}
 table{border-collapse:collapse;margin:.6em 0}caption{text-align:left;color:#555;font-size:.9em}
 th,td{padding:.2em .7em;border-bottom:1px solid #e4e4e4;text-align:right;vertical-align:top}
-th:first-child,td:first-child{text-align:left}th{border-bottom:2px solid #999;font-weight:600}
-.gain{color:#1a7f4b}.loss{color:#b3261e;font-weight:600}.note{color:#555;font-size:.9em}
+th:first-child,td:first-child{text-align:left}td:not(:first-child){white-space:nowrap}
+th{border-bottom:2px solid #999;font-weight:600}.note{color:#555;font-size:.9em}
 svg{max-width:100%;height:auto;display:block}.scroll{overflow-x:auto}
 """.strip()
 _DIGEST = base64.b64encode(hashlib.sha256(STYLE.encode()).digest()).decode()
 CSP = f"default-src 'none'; style-src 'sha256-{_DIGEST}'; base-uri 'none'; form-action 'none'"
 MOST_SHOWN = 60  # clients in a plot: the ends, where those are that matter
 NAMES = {
-    "start": "Start: frozen starting model",
-    "local_only": "Alone: trained alone",
+    "start": "starting model",
+    "local_only": "trained alone",
     "fedavg_ft": "FedAvg, fine-tuned",
-    "global": "Shared: shared model",
-    "pre": "Merged: before training on it",
-    "post": "Personal: after training on it",
+    "global": "shared model",
+    "pre": "merged model",
+    "post": "personal model",
 }
 AGAINST = {
     **JUDGED,
@@ -404,7 +404,7 @@ def _method(report: RunReport) -> Iterable[str]:
     yield "<h2>How to read this</h2>"
     for name in MODELS:
         what = effects.BASELINES.get(name, "the client's own model as it was last trained")
-        yield _p(f"{NAMES[name]} – {what}.")
+        yield _p(f"{NAMES[name]}: {what}.")
     paired = any(gain.paired for c in report.clients for gain in c.gains.values())
     pairs = "paired examples" if paired else "independent examples (too wide, not too narrow)"
     yield _note(

@@ -87,6 +87,11 @@ def test_over_time_each_mask_is_compared_with_the_one_before():
     assert found.personal_percent == pytest.approx([100 * (k + 7) / 48 for k in (3, 3, 4, 0)])
 
 
+def test_a_first_choice_keeps_nothing_and_is_not_compared():
+    found = masks(set(), {0, 1}).over_time(history("a", set(), {0, 1}, {0, 1}))
+    assert found.jaccard == [None, None, 1.0]
+
+
 def test_the_last_masks_are_wanted_first():
     a, b = history("a", {0}, {1}, {1}), history("b", {2}, {0})
     digest = {k: mask_of({k}).digest for k in (0, 1, 2)}
