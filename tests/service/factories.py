@@ -345,9 +345,9 @@ def complete(caller: Caller, ticket: Json) -> Json:
     return dict(ok(caller.post(f"/v1/uploads/{ticket['id']}/complete"), 202))
 
 
-SCORE = {"correct": 8, "total": 10, "loss": 0.4}
+SCORE = {"correct": 8, "total": 10, "loss": 0.4, "both": 8}
 REPORT: Json = {
-    "scores": {"pre": SCORE, "post": {**SCORE, "correct": 9}},
+    "scores": {"pre": SCORE, "post": {**SCORE, "correct": 9, "both": 9}},
     "participations": 3,
     "personal_share": 0.25,
     "bytes_sent": 1000,

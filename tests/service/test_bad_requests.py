@@ -556,6 +556,8 @@ def test_scores_that_cannot_be(project: Project) -> None:
         {"correct": 1, "total": 2, "loss": -0.1},
         {"correct": 1, "total": 2, "loss": "NaN"},
         {"correct": 10**30, "total": 10**30, "loss": 0.1},
+        {"correct": 1, "total": 2, "loss": 0.1, "both": 2},
+        {"correct": 1, "total": 2, "loss": 0.1, "both": 1},  # with what, if there is no post
     ):
         answer = client.post(path, {"scores": {"pre": score}, **rest})
         refused(answer, 422, "request_invalid")
