@@ -70,7 +70,7 @@ async def _runs(stack: Stack, seed: int, names: list[str], rounds: int, elements
 
 async def _restart(stack: Stack, rng: Random, workers: int) -> None:
     while True:
-        await asyncio.sleep(rng.uniform(5, 15))
+        await asyncio.sleep(rng.uniform(15, 45))  # a worker needs some seconds to start
         await asyncio.to_thread(stack.extra_workers, workers)
 
 
