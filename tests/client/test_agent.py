@@ -358,6 +358,16 @@ def test_an_evaluation_without_numbers_is_declined(live: Live) -> None:
     assert "scores.pre.loss" in (life.other.rows[-1].reason or "")
 
 
+@pytest.mark.parametrize(("least", "sent"), [(10, True), (11, False)])
+def test_scores_of_few_examples_do_not_leave_the_client(live: Live, least: int, sent: bool) -> None:
+    life = live(rounds=0)
+    rule = life.other.settings.report.model_copy(update={"min_examples": least})
+    life.other.settings = life.other.settings.model_copy(update={"report": rule})
+    life.run()
+    assert life.other.evaluation is not None
+    assert bool(life.other.evaluation.scores) is sent, "the fake's scores are of 10 examples"
+
+
 def test_a_client_that_never_took_part_evaluates_from_the_start(live: Live) -> None:
     life = live(rounds=0)
     life.run()
