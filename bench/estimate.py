@@ -61,7 +61,18 @@ def estimates(room: Room, *, clients: int, rounds: int, encodings: tuple[str, ..
         for encoding, result in found.items()
         for (name, limit), error in zip(LIMITS.items(), _errors(result), strict=True)
     ]
-    return Outcome(figures)
+    return Outcome(figures, notes=[_told(*item) for item in found.items()])
+
+
+def _told(encoding: str, found: RunEstimate) -> str:
+    said, spent = found.estimate, found.actual
+    up, down = (100 * (error or 0) for error in (found.errors.up, found.errors.down))
+    return (
+        f"{encoding}: bytes {up:+.1f} % up and {down:+.1f} % down; control {said.run.control_up:,} "
+        f"and {said.run.control_down:,} bytes estimated, {spent.control_up or 0:,} and "
+        f"{spent.control_down or 0:,} counted; a round {said.links[0].round_seconds:.2f} s "
+        f"estimated, {spent.round_seconds or 0:.2f} s taken."
+    )
 
 
 def _errors(found: RunEstimate) -> tuple[float, ...]:
