@@ -42,7 +42,7 @@ Sites = Mapping[str, tuple[str, dict[str, Any]]]
 
 
 @bench(
-    quick={"clients": 2, "rounds": 6, "encodings": ("int8",)},
+    quick={"clients": 2, "rounds": 4, "encodings": ("int8",)},
     full={"clients": 3, "rounds": 20, "encodings": ENCODINGS},
     minutes=(2, 10),
 )

@@ -54,10 +54,10 @@ PUBLISH_AT_LEAST = 0.4
 WORKER_MEMORY = 267 * 1024**2
 FLOPS = 1e10  # a second, of one core: assumed
 CALLS = 8  # of one participation, one behind the other
-# HTTP beside the files, of a participation and of one more check-in while a round goes on: `pytest
-# tests/e2e/test_run.py` compares them with what agents count.
-WORK_UP, WORK_DOWN = 3200, 8500
-POLL_UP, POLL_DOWN = 620, 1200
+# HTTP beside the files, of a participation and of one more check-in while a round goes on: `make
+# bench ONLY=estimates` compares them with what agents count.
+WORK_UP, WORK_DOWN = 2200, 8100
+POLL_UP, POLL_DOWN = 1000, 1320
 
 
 def single_tensor(elements: int) -> ParameterSpace:
