@@ -5,6 +5,7 @@ Owns these queries; the words are ``fedselect.cards``. Must not write.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from statistics import fmean
 from typing import Any
@@ -36,7 +37,9 @@ def card(tx: Tx, principal: Principal, version_id: UUID) -> VersionCard:
     """
     version = catalog.get_version(tx, principal, version_id)
     model = tx.session.get_one(Model, version.model_id)
-    origin, evaluation = _origin(tx, version), _evaluation(tx, version.id)
+    origin = _origin(tx, version)
+    least = origin.settings.report.min_clients if origin else 1
+    evaluation = _evaluation(tx, version.id, least=least)
     bare = VersionCard(
         version=catalog.version_info(version),
         model_name=model.name,
@@ -83,12 +86,14 @@ def _origin(tx: Tx, version: Version) -> CardOrigin | None:
     )
 
 
-def _evaluation(tx: Tx, version_id: UUID) -> CardEvaluation | None:
+def _evaluation(tx: Tx, version_id: UUID, *, least: int) -> CardEvaluation | None:
+    """What clients have measured together; None unless there are at least ``least`` of them."""
     query = select(EvaluationRecord.report).where(EvaluationRecord.version_id == version_id)
     reports = tx.session.scalars(query).all()
-    if not reports:
+    if len(reports) < max(1, least):
         return None
-    names = dict.fromkeys(name for report in reports for name in report["scores"])
+    told = Counter(name for report in reports for name in report["scores"])
+    names = [name for name, clients in told.items() if clients >= least]
     return CardEvaluation(
         clients=len(reports),
         examples=sum(

@@ -6,12 +6,11 @@ Must not write.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from statistics import median
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import Select, func, select
+from sqlalchemy import BigInteger, Select, func, select
 
 from app import catalog, runs
 from app.auth import Principal
@@ -89,19 +88,19 @@ def _spent(tx: Tx, run: Run) -> tuple[Spent, int]:
     tx.session.flush()
     published = _seconds(tx, run)
     clients, sent, fetched, examples = tx.session.execute(_training(run)).one()
-    reports = tx.session.scalars(_reports(run)).all()
+    reports, received, control_up, control_down = tx.session.execute(_reports(run)).one()
     evaluated = tx.session.scalar(_evaluations(run)) or 0
-    whole = 0 < clients <= len(reports)
-    down = _sum(reports, "bytes_received") if whole else int(fetched or 0) + int(evaluated)
+    whole = 0 < clients <= reports
+    down = received if whole else int(fetched or 0) + int(evaluated)
     return (
         Spent(
             rounds=len(published),
-            clients=max(clients, len(reports)),
-            reports=len(reports),
+            clients=max(clients, reports),
+            reports=reports,
             up=int(sent or 0),
-            down=down,
-            control_up=_sum(reports, "control_sent") if whole else None,
-            control_down=_sum(reports, "control_received") if whole else None,
+            down=int(down),
+            control_up=int(control_up or 0) if whole else None,
+            control_down=int(control_down or 0) if whole else None,
             round_seconds=median(published) if published else None,
         ),
         round(examples or 0),
@@ -142,11 +141,10 @@ def _evaluations(run: Run) -> Select[Any]:
 
 
 def _reports(run: Run) -> Select[Any]:
-    return select(EvaluationRecord.report).where(EvaluationRecord.run_id == run.id)
-
-
-def _sum(reports: Sequence[dict[str, Any]], name: str) -> int:
-    return sum(int(report.get(name, 0)) for report in reports)
+    """How many evaluations there are, and what clients have counted in all."""
+    names = ("bytes_received", "control_sent", "control_received")
+    sums = [func.sum(EvaluationRecord.report[name].astext.cast(BigInteger)) for name in names]
+    return select(func.count(), *sums).where(EvaluationRecord.run_id == run.id)
 
 
 def _errors(found: Estimate, actual: Spent) -> Errors:

@@ -101,7 +101,11 @@ class AppSettings(DatabaseSettings):
     )
     calls_burst: int = Field(200, ge=1, le=1_000_000, description="Calls of one key at once.")
     max_body: int = Field(64 * 1024, gt=0, description="Bytes of a JSON body.")
-    max_model_body: int = Field(4 * 1024**2, gt=0, description="Bytes of a model's description.")
+    max_model_body: int = Field(
+        4 * 1024**2,
+        gt=0,
+        description="Bytes of a model's description, and of an estimate's question.",
+    )
     report_mask_bytes: int = Field(
         64 * 1024**2, ge=0, description="Bytes of stored masks that one report of a run reads."
     )

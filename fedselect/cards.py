@@ -11,6 +11,7 @@ from fedselect.versiondocs import CardEvaluation, CardOrigin, VersionCard
 
 NAMES = {
     "local_only": "trained alone for as long",
+    "start": "the model that the run began with",
     "global": "these shared parameters alone",
     "pre": "with a client's personal part",
     "post": "after a client's last training",
@@ -35,7 +36,7 @@ def limitations(
             else f"An element that fewer than {k} clients share is as it was before."
         )
     if evaluation is None:
-        found.append("No client has reported how good it is.")
+        found.append("Too few clients have reported how good it is, or none.")
     else:
         found.append("Scores are the clients' own, each on its own held-out data.")
     if not recomputable:

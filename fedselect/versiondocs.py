@@ -146,6 +146,8 @@ class VersionCard(Answer):
     model_name: str
     parameters: ParameterCounts
     origin: CardOrigin | None = Field(description="None for a model's registered weights.")
-    evaluation: CardEvaluation | None
+    evaluation: CardEvaluation | None = Field(
+        description="None if fewer clients than the run's `report.min_clients` have reported."
+    )
     limitations: list[str]
     markdown: str = Field(description="The same for people.")

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any, Literal
 from uuid import UUID
 
-from fastapi import APIRouter, Query
+from fastapi import APIRouter, Header, Query, Response
 
-from app import cards, catalog, differences, lineage
+from app import cards, catalog, differences, lineage, media
 from app.auth import Scope
 from app.routes import problems
 from app.web import Call, require
@@ -17,6 +17,12 @@ router = APIRouter(prefix="/v1", tags=["versions"])
 READ = require(Scope.ROUND_READ)
 Most = Annotated[int, Query(ge=1, le=200, description="Versions of the line.")]
 Tensors = Annotated[int, Query(ge=1, le=1000, description="Tensors that are told.")]
+FORMS = {"application/json": "json", "text/markdown": "markdown"}
+TEXT: dict[str, Any] = {"schema": {"type": "string"}}
+Form = Annotated[
+    Literal["json", "markdown"] | None,
+    Query(alias="format", description="Else what `Accept` prefers; JSON if it does not say."),
+]
 Base = Annotated[UUID | None, Query(description="Compared with; by default the parent.")]
 
 
@@ -71,8 +77,17 @@ def get_difference(
     "/versions/{version_id}/card",
     operation_id="getCard",
     summary="Get a version's model card",
-    responses=problems(401, 403, 404),
+    response_model=VersionCard,
+    responses={**problems(401, 403, 404), 200: {"content": {"text/markdown": TEXT}}},
 )
-def get_card(version_id: UUID, call: Call = READ) -> VersionCard:
-    """What it is, why it exists, how good it is, and what it is not; also as Markdown."""
-    return call.run(lambda tx: cards.card(tx, call.who, version_id))
+def get_card(
+    version_id: UUID,
+    form: Form = None,
+    accept: Annotated[str | None, Header(include_in_schema=False)] = None,
+    call: Call = READ,
+) -> VersionCard | Response:
+    """What it is, why it exists, how good it is, and what it is not; as JSON or Markdown."""
+    found = call.run(lambda tx: cards.card(tx, call.who, version_id))
+    if (form or FORMS[media.preferred(accept, list(FORMS))]) == "markdown":
+        return Response(found.markdown, media_type="text/markdown")
+    return found

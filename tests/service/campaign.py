@@ -10,10 +10,10 @@ from .factories import contribute, drain, everything, make_clients, make_model, 
 class Campaign:
     """A run of which some rounds have been published."""
 
-    def __init__(self, project, *, rounds=4, published=3):
+    def __init__(self, project, *, rounds=4, published=3, **rules):
         self.project, self.core = project, project.core
         self.model = make_model(project)
-        self.run = make_run(project, self.model, rounds=rounds)
+        self.run = make_run(project, self.model, rounds=rounds, **rules)
         self.clients = make_clients(project, 2)
         for number in range(published):
             self.round(number)

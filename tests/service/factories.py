@@ -225,7 +225,12 @@ def make_model(
 
 
 def settings(
-    *, rounds: int = 1, policy: Json | None = None, encoding: str = "f32", **rules: Any
+    *,
+    rounds: int = 1,
+    policy: Json | None = None,
+    encoding: str = "f32",
+    report: Json | None = None,
+    **rules: Any,
 ) -> Json:
     """Run settings without over-selection or second tries; ``rules`` are those of the round."""
     goal = rules.get("goal", 2)
@@ -238,6 +243,7 @@ def settings(
         "training": {"steps": 2},
         "round": rules,
         "wire": {"encoding": encoding},
+        "report": report or {},
     }
 
 

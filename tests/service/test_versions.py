@@ -19,8 +19,8 @@ from .test_deltas import fetch
 class Played(Campaign):
     """Three rounds; the run is over and evaluated."""
 
-    def __init__(self, project):
-        super().__init__(project, rounds=3, published=3)
+    def __init__(self, project, min_clients=2):
+        super().__init__(project, rounds=3, published=3, report={"min_clients": min_clients})
         for client in self.clients:
             evaluate(client)
 
@@ -173,6 +173,17 @@ def test_a_card_says_what_the_rows_say(played):
     assert not [c.name for c in played.clients if c.name in str(found)], "clients are not named"
 
 
+def test_a_card_for_people(played):
+    (version,) = (v["id"] for v in played.versions() if v["number"] == 3)
+    path = f"/v1/versions/{version}/card"
+    expected = ok(played.project.owner.get(path))["markdown"]
+    asked = played.project.owner.get(path, format="markdown")
+    preferred = played.project.owner.request("GET", path, Accept="text/markdown")
+    for answer in (asked, preferred):
+        assert answer.headers["content-type"] == "text/markdown; charset=utf-8"
+        assert answer.text == expected
+
+
 def test_cards_of_beginnings(played):
     registered = ok(played.project.owner.get(f"/v1/versions/{initial_of(played)}/card"))
     assert (registered["origin"], registered["evaluation"]) == (None, None)
@@ -180,7 +191,14 @@ def test_cards_of_beginnings(played):
     start = ok(played.get(0, "/card"))
     assert (start["origin"]["round_number"], start["origin"]["updates"]) == (None, None)
     middle = ok(played.get(2, "/card"))
-    assert "No client has reported how good it is." in middle["limitations"]
+    assert "Too few clients have reported how good it is, or none." in middle["limitations"]
+
+
+def test_a_card_tells_nothing_of_few(project):
+    few = Played(project, min_clients=3)
+    found = ok(few.get(3, "/card"))
+    assert found["evaluation"] is None
+    assert "Too few clients have reported how good it is, or none." in found["limitations"]
 
 
 def test_a_card_admits_what_was_deleted(played):
