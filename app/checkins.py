@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 from datetime import datetime, timedelta
-from functools import cache
 from typing import Any
 from uuid import UUID
 
@@ -17,7 +16,7 @@ from sqlalchemy.orm import aliased
 
 from app import catalog, rounds
 from app.auth import Principal
-from app.db import Tx
+from app.db import Tx, per_thread
 from app.errors import Conflict, Missing
 from app.tables import (
     Assignment,
@@ -86,7 +85,7 @@ def check_in(tx: Tx, principal: Principal, body: CheckIn, *, core: Coordinator) 
 
 
 # The statements of every check-in are built once: building one costs more than executing it.
-@cache
+@per_thread
 def _situation() -> Select[Any]:
     """Of ``:client``: when it was seen, the newest run of its project, whether any run evaluates
     there, and the newest signed head of the ledger.
@@ -173,7 +172,7 @@ def _work(tx: Tx, client_id: UUID, body: CheckIn, *, evaluating: bool) -> Assign
     return _join(tx, client_id, open_to[0].Round.id) if open_to else None
 
 
-@cache
+@per_thread
 def _places() -> Select[Any]:
     """The gathering rounds of the project of ``:client``, each with its last place there."""
     last = (
@@ -199,7 +198,7 @@ def _places() -> Select[Any]:
     )
 
 
-@cache
+@per_thread
 def _evaluations() -> Select[Assignment]:
     """The open evaluations of ``:client``."""
     return (

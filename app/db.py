@@ -10,8 +10,8 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime
-from functools import partial
-from threading import Lock
+from functools import partial, wraps
+from threading import Lock, local
 from typing import Any, TypeVar, cast
 from uuid import UUID
 
@@ -25,6 +25,7 @@ from app.batching import Batcher
 Clock = Callable[[], datetime]
 Q = TypeVar("Q")
 A = TypeVar("A")
+S = TypeVar("S")
 UNIQUE_VIOLATION = "23505"
 log = logging.getLogger(__name__)
 
@@ -165,6 +166,22 @@ class Database:
     def close(self) -> None:
         """Close all connections."""
         self._engine.dispose()
+
+
+def per_thread(build: Callable[[], S]) -> Callable[[], S]:
+    """A statement that takes time to build, built once in each thread.
+
+    Threads must not share one: if several are the first to compile it, some of them fail.
+    """
+    own = local()
+
+    @wraps(build)
+    def statement() -> S:
+        if not hasattr(own, "statement"):
+            own.statement = build()
+        return cast(S, own.statement)
+
+    return statement
 
 
 def among(column: InstrumentedAttribute[Any], values: Sequence[object]) -> ColumnElement[bool]:

@@ -5,6 +5,7 @@ Owns what every route shares. Must not know what any route does.
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import binascii
 import hashlib
@@ -55,6 +56,8 @@ FINGERPRINT = re.compile(r"[0-9a-f]{64}")
 NO_CSP = b"default-src 'none'; frame-ancestors 'none'"
 PAGE_CSP = b"default-src 'self' 'unsafe-inline' data:; frame-ancestors 'none'"
 LONGEST_ONCE_KEY = 255  # characters
+HELD_BACK = 1.0  # seconds until a call beyond a key's rate is refused
+MOST_HELD_BACK = 1000  # calls of a process at a time; they cost their connections alone
 
 
 class Page(Answer, Generic[Item]):
@@ -334,6 +337,19 @@ class Outermost:
         self._app = app
         self._limit = limit
         self._callers = callers
+        self._held = 0
+
+    async def _hold_back(self) -> None:
+        """Let a flood wait for its refusals: a caller that asks again at once would otherwise use
+        up the process with them.
+        """
+        if self._held >= MOST_HELD_BACK:
+            return
+        self._held += 1
+        try:
+            await asyncio.sleep(HELD_BACK)
+        finally:
+            self._held -= 1
 
     async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
         """Serve one ASGI connection."""
@@ -346,6 +362,7 @@ class Outermost:
             try:
                 self._callers.check_own(headers.get(b"authorization", b""), peer)
             except TooMany as refusal:
+                await self._hold_back()
                 send = _with_headers(send, scope)
                 await problem(Request(scope), refusal)(scope, receive, send)
                 return

@@ -12,11 +12,12 @@ import io
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import chain
+from typing import Any
 
-from sqlalchemy import bindparam, func, select
+from sqlalchemy import Select, bindparam, func, select
 
 from app import jobs, ledger, objects, updates
-from app.db import Tx
+from app.db import Tx, per_thread
 from app.errors import Missing
 from app.jobs import Lease, Progress
 from app.storage import Storage
@@ -32,17 +33,6 @@ from workers.copying import Copy
 from workers.court import COURT, Case, JudgeDied, Verdict
 
 ACTOR = "worker"
-# One question, because many small updates are verified; a model's weights have no assignment.
-_WANTED = (
-    select(Upload, Model, Assignment, Run, Round, Version, MaskRecord)
-    .outerjoin(Assignment, Assignment.id == Upload.assignment_id)
-    .outerjoin(Run, Run.id == Assignment.run_id)
-    .join(Model, Model.id == func.coalesce(Upload.model_id, Run.model_id))
-    .outerjoin(Round, Round.id == Assignment.round_id)
-    .outerjoin(Version, Version.id == Assignment.version_id)
-    .outerjoin(MaskRecord, MaskRecord.id == Assignment.mask_id)
-    .where(Upload.id == bindparam("upload"))
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +73,7 @@ def verify(core: Coordinator, lease: Lease, progress: Progress) -> None:
 
 def _load(core: Coordinator, lease: Lease) -> Order:
     with core.db.transaction(ACTOR, "verify.load") as tx:
-        row = tx.session.execute(_WANTED, {"upload": lease.subject_id}).one()
+        row = tx.session.execute(_wanted(), {"upload": lease.subject_id}).one()
         upload, model, assignment, run, current, version, mask = row
         objects.claim(tx, _key(upload), project=upload.project_id, size=upload.size)
     space = ParameterSpace.from_json(model.space)
@@ -91,6 +81,21 @@ def _load(core: Coordinator, lease: Lease) -> Order:
         return Order(upload, space)
     settings = RunSettings.model_validate(run.settings)
     return Order(upload, space, assignment, mask, current.number, version.sha256, settings)
+
+
+@per_thread
+def _wanted() -> Select[*tuple[Any, ...]]:
+    """All about ``:upload`` in one question; a model's weights have no assignment."""
+    return (
+        select(Upload, Model, Assignment, Run, Round, Version, MaskRecord)
+        .outerjoin(Assignment, Assignment.id == Upload.assignment_id)
+        .outerjoin(Run, Run.id == Assignment.run_id)
+        .join(Model, Model.id == func.coalesce(Upload.model_id, Run.model_id))
+        .outerjoin(Round, Round.id == Assignment.round_id)
+        .outerjoin(Version, Version.id == Assignment.version_id)
+        .outerjoin(MaskRecord, MaskRecord.id == Assignment.mask_id)
+        .where(Upload.id == bindparam("upload"))
+    )
 
 
 def _judge(storage: Storage, order: Order, copy: Copy, progress: Progress) -> Verdict:
