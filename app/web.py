@@ -12,6 +12,7 @@ import hashlib
 import hmac
 import json
 import logging
+import random
 import re
 from collections.abc import Awaitable, Callable, MutableMapping, Sequence
 from dataclasses import dataclass
@@ -56,7 +57,7 @@ FINGERPRINT = re.compile(r"[0-9a-f]{64}")
 NO_CSP = b"default-src 'none'; frame-ancestors 'none'"
 PAGE_CSP = b"default-src 'self' 'unsafe-inline' data:; frame-ancestors 'none'"
 LONGEST_ONCE_KEY = 255  # characters
-HELD_BACK = 1.0  # seconds until a call beyond a key's rate is refused
+HELD_BACK = 1.0  # seconds, about, until a call beyond a key's rate is refused
 MOST_HELD_BACK = 1000  # calls of a process at a time; they cost their connections alone
 
 
@@ -341,13 +342,13 @@ class Outermost:
 
     async def _hold_back(self) -> None:
         """Let a flood wait for its refusals: a caller that asks again at once would otherwise use
-        up the process with them.
+        up the process with them. Not all at the same moment, for they come back together.
         """
         if self._held >= MOST_HELD_BACK:
             return
         self._held += 1
         try:
-            await asyncio.sleep(HELD_BACK)
+            await asyncio.sleep(HELD_BACK * random.uniform(0.5, 1.5))  # noqa: S311 - no secret
         finally:
             self._held -= 1
 
