@@ -35,6 +35,7 @@ from app.localstack import LocalStack, ServiceState
 from fedselect import RoundPolicy, RunSettings, Training, preset_run, wire
 from fedselect.audit import verify_export
 from fedselect.client import Client
+from fedselect.effects import WORSE_POINTS
 from fedselect.errors import FedSelectError
 from fedselect.evaluations import Evaluation
 from fedselect.protocol import (
@@ -50,7 +51,7 @@ from fedselect.training import TorchLearner
 CLIENTS, STEPS = 10, 20
 PATIENCE = 5.0  # seconds for agents that are told to end
 FEDSELECT = str(Path(sys.executable).with_name("fedselect"))
-WORSE = 0.02  # DESIGN: a client is worse if post − baseline is below −2 points
+WORSE = WORSE_POINTS / 100  # as a difference of accuracies
 OVER = {"finished", "stopped", "paused"}
 console = Console()
 report = Console(record=True, width=132)  # the result, which --save writes to a page

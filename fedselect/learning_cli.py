@@ -18,6 +18,7 @@ from rich.progress import Progress
 from rich.table import Table
 
 from fedselect import agent_cli, estimate_cli, versions_cli
+from fedselect.effects import WORSE_POINTS
 from fedselect.errors import SettingsError
 from fedselect.policies import PRESETS, RunSettings, Training, preset_run
 from fedselect.task import Task
@@ -26,7 +27,7 @@ from fedselect.tasks import EXAMPLES, client_tasks, example_clients, task_argume
 if TYPE_CHECKING:
     from fedselect.simulate import Simulation
 
-WORSE = 0.02  # DESIGN: a client is worse if post − local-only is below −2 points
+WORSE = WORSE_POINTS / 100  # as a difference of accuracies
 SCORES = ("local_only", "global", "pre", "post")
 
 
