@@ -339,6 +339,7 @@ class Outermost:
         self._limit = limit
         self._callers = callers
         self._held = 0
+        self._rng = random.SystemRandom()
 
     async def _hold_back(self) -> None:
         """Let a flood wait for its refusals: a caller that asks again at once would otherwise use
@@ -348,7 +349,7 @@ class Outermost:
             return
         self._held += 1
         try:
-            await asyncio.sleep(HELD_BACK * random.uniform(0.5, 1.5))  # noqa: S311 - no secret
+            await asyncio.sleep(HELD_BACK * self._rng.uniform(0.5, 1.5))
         finally:
             self._held -= 1
 
