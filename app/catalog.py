@@ -19,8 +19,9 @@ from app.errors import Conflict, Gone, Missing
 from app.storage import Storage
 from app.tables import Model, Object, Version
 from fedselect import __version__
+from fedselect.checkindocs import DeltaDownload
 from fedselect.downloads import LONGEST_CHAIN, DeltaFacts, cheapest
-from fedselect.protocol import DeltaDownload, Download, ModelCreate, ModelInfo, VersionInfo
+from fedselect.protocol import Download, ModelCreate, ModelInfo, VersionInfo
 from fedselect.space import ParameterSpace
 from fedselect.versiondocs import SpaceDocument
 

@@ -30,6 +30,8 @@ from app.tables import (
     Version,
 )
 from app.wiring import Coordinator
+from fedselect.checkindocs import Assignment as AssignmentDocument
+from fedselect.checkindocs import CheckIn, CheckInAnswer, Decline, MaskInfo, Outcome, RunBrief
 from fedselect.evaluations import Evaluation, EvaluationReport
 from fedselect.lifecycle import (
     GATHERING_ROUNDS,
@@ -44,17 +46,6 @@ from fedselect.lifecycle import (
     retry_window,
 )
 from fedselect.policies import RoundPolicy, RunSettings
-from fedselect.protocol import (
-    Assignment as AssignmentDocument,
-)
-from fedselect.protocol import (
-    CheckIn,
-    CheckInAnswer,
-    Decline,
-    MaskInfo,
-    Outcome,
-    RunBrief,
-)
 
 SEEN_EVERY = timedelta(seconds=60)  # a write per check-in would be a write per poll
 

@@ -17,13 +17,7 @@ from app.db import Tx, among
 from app.errors import Conflict, Missing, Refusal
 from app.settings import AppSettings
 from app.tables import Client, Enrolment, Key
-from fedselect.protocol import (
-    ClientInfo,
-    EnrolmentCreate,
-    Enrolments,
-    Registered,
-    Registration,
-)
+from fedselect.protocol import ClientInfo, EnrolmentCreate, Enrolments, Registered, Registration
 from fedselect.tenancy import ClientChange
 
 _CHANGES = {"suspend": "suspended", "activate": "active", "revoke": "revoked"}

@@ -18,9 +18,7 @@ from app.tables import Client, Entry, EvaluationRecord, Job, Seal, Version
 from fedselect.audit import KEY_ROTATED
 from fedselect.evaluations import Evaluation
 from fedselect.ledgerdocs import Checkpoint, LedgerEntry, LedgerKeys
-from fedselect.protocol import (
-    JobInfo,
-)
+from fedselect.protocol import JobInfo
 
 
 def evaluations_of(tx: Tx, principal: Principal, run_id: UUID) -> Select[EvaluationRecord]:

@@ -19,13 +19,7 @@ from app.tables import Arm, Assignment, Client, ManifestRecord, Round, Run, Uplo
 from fedselect import __version__
 from fedselect.lifecycle import RunState
 from fedselect.policies import RunSettings
-from fedselect.protocol import (
-    AssignmentInfo,
-    RoundDetail,
-    RoundInfo,
-    RunCreate,
-    RunInfo,
-)
+from fedselect.protocol import AssignmentInfo, RoundDetail, RoundInfo, RunCreate, RunInfo
 from fedselect.space import ParameterSpace
 
 

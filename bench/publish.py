@@ -30,9 +30,10 @@ from app.storage import S3Storage
 from bench.harness import Curve, Figure, Outcome, Room, bench
 from bench.memory import Peaks
 from fedselect import Kind, Mask, ParameterSpace, Role, RunSettings, wire
+from fedselect.checkindocs import Assignment
 from fedselect.client import Client, announce
 from fedselect.policies import preset
-from fedselect.protocol import Assignment, ModelCreate, Registration, RunCreate
+from fedselect.protocol import ModelCreate, Registration, RunCreate
 from fedselect.space import FloatVector
 
 PERSONAL = 0.3

@@ -38,11 +38,7 @@ from fedselect.client import Client
 from fedselect.effects import WORSE_POINTS
 from fedselect.errors import FedSelectError
 from fedselect.evaluations import Evaluation
-from fedselect.protocol import (
-    ModelCreate,
-    RunCreate,
-    RunInfo,
-)
+from fedselect.protocol import ModelCreate, RunCreate, RunInfo
 from fedselect.recompute import manifest_digest, recompute
 from fedselect.reportpage import page
 from fedselect.tasks import example_clients, load_task

@@ -18,6 +18,7 @@ from pydantic import ValidationError
 
 from fedselect import __version__
 from fedselect.agent_state import AgentFolder, Arm, Credentials, Delivery, Tentative
+from fedselect.checkindocs import Assignment, CheckInAnswer, Outcome
 from fedselect.client import Client
 from fedselect.deltas import DELTA_ENCODINGS
 from fedselect.errors import (
@@ -34,12 +35,7 @@ from fedselect.feedback import write_update
 from fedselect.fetching import Versions
 from fedselect.lifecycle import SETTLED_ASSIGNMENTS, AssignmentState, RoundState, RunState
 from fedselect.personal import Learner, Participation, PersonalState, derive_seed
-from fedselect.protocol import (
-    Assignment,
-    CheckInAnswer,
-    Outcome,
-    Registration,
-)
+from fedselect.protocol import Registration
 from fedselect.wire import UpdateMeta
 from fedselect.witness import Witness
 
@@ -190,6 +186,10 @@ class Agent:
         wait = self._pause(answer)
         if answer.assignment is not None:
             return self._do(answer.assignment, wait)
+        if answer.unreadable is not None:
+            reason = answer.unable or ""
+            self._client.decline(answer.unreadable, reason)
+            return Step(StepOutcome.DECLINED, wait, detail=reason)
         ended = answer.run_state in _ENDED_RUNS
         outcome = StepOutcome.FINISHED if ended else StepOutcome.WAITING
         return Step(outcome, wait, detail=answer.unable or "")

@@ -10,11 +10,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from fedselect.agent_state import AgentFolder, Arm
+from fedselect.checkindocs import Assignment, DeltaDownload
 from fedselect.client import Client
 from fedselect.deltafiles import patch
 from fedselect.errors import ServiceError, WireError
 from fedselect.exchange import DOWNLOAD_MISMATCH, STORE_REFUSED
-from fedselect.protocol import Assignment, DeltaDownload, VersionInfo
+from fedselect.protocol import VersionInfo
 from fedselect.space import FloatVector, ParameterSpace
 from fedselect.wire import decode_version, file_digest
 

@@ -16,6 +16,7 @@ from uuid import UUID
 from pydantic import BaseModel
 
 from fedselect import exchange, sending
+from fedselect.checkindocs import CheckIn, CheckInAnswer, Decline, Outcome
 from fedselect.estimatedocs import Estimate, EstimateCreate, Measured, RunEstimate
 from fedselect.evaluations import Evaluation, EvaluationReport
 from fedselect.exchange import Flow, Retries
@@ -29,10 +30,7 @@ from fedselect.ledgerdocs import (
 from fedselect.protocol import (
     MOST_HELD,
     Answer,
-    CheckIn,
-    CheckInAnswer,
     ClientInfo,
-    Decline,
     Download,
     EnrolmentCreate,
     Enrolments,
@@ -40,7 +38,6 @@ from fedselect.protocol import (
     ManifestDocument,
     ModelCreate,
     ModelInfo,
-    Outcome,
     Registered,
     Registration,
     RoundDetail,

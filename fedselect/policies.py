@@ -8,7 +8,14 @@ from __future__ import annotations
 
 from typing import Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    model_serializer,
+    model_validator,
+)
 
 from fedselect.deltas import Encoding
 from fedselect.errors import SettingsError
@@ -16,11 +23,33 @@ from fedselect.masks import Mask
 from fedselect.scalars import Real, Whole
 from fedselect.space import ParameterSpace, Role
 
+_LATER = "x-left-out-at-default"
+
+
+def later(default: Any, **facts: Any) -> Any:
+    """A field of settings that agents of an earlier release do not know.
+
+    At its default it is left out of every document, so that only a run that uses it needs newer
+    agents. The default must be what those agents do, and can never change.
+    """
+    return Field(default, json_schema_extra={_LATER: True}, **facts)
+
 
 class Settings(BaseModel):
     """Immutable settings in which an unknown name is an error."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    # Not annotated: pydantic then describes the fields in OpenAPI, and not what this returns.
+    @model_serializer(mode="wrap")
+    def _as_earlier_agents_know_it(self, handler: SerializerFunctionWrapHandler):  # type: ignore[no-untyped-def]
+        document: dict[str, Any] = handler(self)
+        for name, field in type(self).model_fields.items():
+            extra = field.json_schema_extra
+            added = isinstance(extra, dict) and _LATER in extra
+            if added and getattr(self, name) == field.get_default(call_default_factory=True):
+                document.pop(name, None)
+        return document
 
 
 class Policy(Settings):

@@ -12,17 +12,9 @@ from app.auth import Scope
 from app.db import Tx
 from app.routes import ASSIGNMENT_STATE, problems
 from app.web import Call, public, require
+from fedselect.checkindocs import CheckIn, CheckInAnswer, Decline, Outcome
 from fedselect.evaluations import Evaluation, EvaluationReport
-from fedselect.protocol import (
-    CheckIn,
-    CheckInAnswer,
-    Decline,
-    Download,
-    Outcome,
-    Registered,
-    Registration,
-    VersionInfo,
-)
+from fedselect.protocol import Download, Registered, Registration, VersionInfo
 from fedselect.uploads import MissingParts, UploadReserve, UploadStatus, UploadTicket
 
 router = APIRouter(prefix="/v1", tags=["agents"])

@@ -20,7 +20,7 @@ import httpx
 import numpy as np
 from pydantic import BaseModel
 
-from fedselect import evaluations, protocol, uploads, wire
+from fedselect import checkindocs, evaluations, protocol, uploads, wire
 from fedselect.deltafiles import step
 from fedselect.deltas import DeltaEncoding
 from fedselect.lifecycle import AssignmentState, RoundState, RunState
@@ -158,7 +158,7 @@ class Coordinator:
             case "POST", ["clients"]:
                 return self._once(request, self._register)
             case "POST", ["check-ins"]:
-                return self._check_in(protocol.CheckIn.model_validate_json(request.content))
+                return self._check_in(checkindocs.CheckIn.model_validate_json(request.content))
             case "GET", ["versions", version, "download"]:
                 return self._download(int(UUID(version)))
             case "POST", ["assignments", row, "uploads"]:
@@ -219,7 +219,7 @@ class Coordinator:
         )
         return answer(201, protocol.Registered(client=info, key=KEY, ledger_key=self.ledger.key))
 
-    def _check_in(self, body: protocol.CheckIn) -> httpx.Response:
+    def _check_in(self, body: checkindocs.CheckIn) -> httpx.Response:
         self._progress()
         row = next((r for r in self.rows if r.id == body.pending), None)
         if body.pending and row is None:
@@ -227,12 +227,12 @@ class Coordinator:
         waits = row is not None and row.state in {A.UPLOADED, A.ACCEPTED}
         waits = waits and row.round_state in {R.AGGREGATING, R.FAILED}
         work = None if waits else self._work()
-        pending = row and protocol.Outcome(
+        pending = row and checkindocs.Outcome(
             assignment_id=row.id, state=row.state, round_state=row.round_state, reason=row.reason
         )
         return answer(
             200,
-            protocol.CheckInAnswer(
+            checkindocs.CheckInAnswer(
                 assignment=work and self._document(work, body.versions),
                 pending=pending,
                 retry_after_min=2,
@@ -320,7 +320,7 @@ class Coordinator:
         row.round_state = row.round_state and R.ABANDONED
         if row.kind == "evaluate":
             self.run_state = RunState.FINISHED
-        outcome = protocol.Outcome(assignment_id=row.id, state=row.state, round_state=None)
+        outcome = checkindocs.Outcome(assignment_id=row.id, state=row.state, round_state=None)
         return answer(200, outcome)
 
     # --- rounds --------------------------------------------------------------------------------
@@ -403,12 +403,14 @@ class Coordinator:
         self.rows.append(row)
         return row
 
-    def _document(self, row: Row, held: list[str]) -> protocol.Assignment:
-        version = self.mask and protocol.MaskInfo(version=self.mask[0], sha256=self.mask[1].digest)
-        return protocol.Assignment(
+    def _document(self, row: Row, held: list[str]) -> checkindocs.Assignment:
+        version = self.mask and checkindocs.MaskInfo(
+            version=self.mask[0], sha256=self.mask[1].digest
+        )
+        return checkindocs.Assignment(
             id=row.id,
             kind=row.kind,
-            run=protocol.RunBrief(id=known_id("run"), name="run", settings=self.settings),
+            run=checkindocs.RunBrief(id=known_id("run"), name="run", settings=self.settings),
             arm_id=known_id("arm"),
             round=row.round,
             attempt=row.attempt,
@@ -421,7 +423,7 @@ class Coordinator:
             deadline=NOW,
         )
 
-    def _chain(self, number: int, held: list[str]) -> list[protocol.DeltaDownload] | None:
+    def _chain(self, number: int, held: list[str]) -> list[checkindocs.DeltaDownload] | None:
         """Deltas from the newest version that the agent has; small ones need not pay off here."""
         digests = [wire.file_digest(data) for data in self.files]
         known = [n for n in range(number + 1) if digests[n] in held]
@@ -432,7 +434,7 @@ class Coordinator:
             self.objects[f"delta/{n}"] = self.steps[n]
             download = self._signed(f"delta/{n}", self.steps[n])
             link = {"base": digests[n], "result": digests[n + 1], "download": download}
-            chain.append(protocol.DeltaDownload.model_validate(link))
+            chain.append(checkindocs.DeltaDownload.model_validate(link))
         return chain
 
     def _info(self, number: int) -> protocol.VersionInfo:

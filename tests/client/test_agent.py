@@ -13,7 +13,7 @@ import httpx
 import numpy as np
 import pytest
 
-from fedselect import wire
+from fedselect import checkindocs, wire
 from fedselect.agent import enrol
 from fedselect.agent_state import AgentFolder, ArmRecord
 from fedselect.errors import FedSelectError, ServiceError, TrainingError
@@ -383,6 +383,41 @@ def test_a_refused_announcement_gives_the_assignment_back(live: Live) -> None:
     life.other._reserve = lambda row, request: problem(413, "body_too_large")  # type: ignore[method-assign]
     life.run(steps=2)
     assert life.outcomes() == [O.DECLINED, O.DISCARDED]
+
+
+def test_work_in_settings_of_a_later_release_is_given_back_with_their_names(live: Live) -> None:
+    life = live(rounds=1)
+    known = life.other._check_in
+
+    def newer(body: checkindocs.CheckIn) -> httpx.Response:
+        document = known(body).json()
+        if document["assignment"]:
+            policy = document["assignment"]["run"]["settings"]["policy"]
+            policy |= {"score": "psychic", "aura": 3}
+        return httpx.Response(200, json=document)
+
+    life.other._check_in = newer  # type: ignore[method-assign]
+    life.run(steps=1)
+    assert life.outcomes() == [O.DECLINED]
+    assert "policy.aura, policy.score" in life.steps[0].detail
+    assert "install a newer fedselect" in life.steps[0].detail
+    assert [row.state for row in life.other.rows] == [AssignmentState.DECLINED]
+
+
+def test_an_answer_that_is_broken_elsewhere_is_refused_whole(live: Live) -> None:
+    life = live(rounds=1)
+    known = life.other._check_in
+
+    def broken(body: checkindocs.CheckIn) -> httpx.Response:
+        document = known(body).json()
+        document["assignment"]["run"]["settings"]["policy"]["aura"] = 3
+        document["assignment"]["deadline"] = "soon"
+        return httpx.Response(200, json=document)
+
+    life.other._check_in = broken  # type: ignore[method-assign]
+    life.run(steps=1)
+    assert "answer is not the expected document" in life.steps[0].detail
+    assert [row.state for row in life.other.rows] == [AssignmentState.ASSIGNED]
 
 
 # --- the service refuses, or is away -------------------------------------------------------------

@@ -14,7 +14,7 @@ from uuid import UUID
 import httpx
 import pytest
 
-from fedselect import protocol, uploads
+from fedselect import checkindocs, protocol, uploads
 from fedselect.client import Client, Retries, announce
 from fedselect.errors import ServiceError
 
@@ -22,7 +22,7 @@ from .fake_coordinator import KEY, NOW, SERVER, STORE, TOKEN, Coordinator, answe
 from .fake_talk import Handler, script, talk
 
 ID = UUID(int=7)
-CHECKED_IN = protocol.CheckInAnswer(
+CHECKED_IN = checkindocs.CheckInAnswer(
     assignment=None, pending=None, retry_after_min=1, retry_after_max=2
 )
 

@@ -18,7 +18,9 @@ from fedselect.policies import (
     Policy,
     RoundPolicy,
     RunSettings,
+    Settings,
     Training,
+    later,
     preset,
     preset_run,
 )
@@ -230,3 +232,20 @@ def test_no_head_without_a_selectable_tensor():
     space = ParameterSpace.of([("a.bias", (2,), Kind.BIAS, Role.SHARED)])
     with pytest.raises(SpaceError, match="no selectable"):
         Policy(personal="head").bounds(space)
+
+
+class Extended(Settings):
+    """Settings as a later release may have them."""
+
+    known: int = 1
+    added: int = later(5, ge=0)
+
+
+def test_a_later_setting_is_left_out_at_its_default_alone():
+    assert Extended().model_dump() == {"known": 1}
+    assert Extended(added=5).model_dump_json() == '{"known":1}'
+    assert Extended(added=6).model_dump(mode="json") == {"known": 1, "added": 6}
+    assert Extended.model_validate(Extended(added=6).model_dump()) == Extended(added=6)
+    assert Extended.model_validate({"known": 1}) == Extended()
+    with pytest.raises(ValidationError, match="greater than or equal"):
+        Extended(added=-1)

@@ -10,7 +10,7 @@ from pathlib import Path
 from random import Random
 from uuid import UUID
 
-from fedselect.protocol import Assignment
+from fedselect.checkindocs import Assignment
 
 from . import invariants
 from .fleet import Site, flat_space, found, plain_settings, play, settle

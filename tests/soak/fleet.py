@@ -19,17 +19,12 @@ import numpy as np
 import psycopg
 
 from fedselect import Mask, ParameterSpace, RunSettings, wire
+from fedselect.checkindocs import Assignment
 from fedselect.client import AsyncClient, announce
 from fedselect.errors import ServiceError
 from fedselect.evaluations import EvaluationReport
 from fedselect.policies import preset
-from fedselect.protocol import (
-    Assignment,
-    ModelCreate,
-    Registration,
-    RunCreate,
-    RunInfo,
-)
+from fedselect.protocol import ModelCreate, Registration, RunCreate, RunInfo
 from fedselect.space import FloatVector, Kind, Role
 from fedselect.uploads import UploadStatus
 

@@ -25,8 +25,9 @@ from app.localstack import LocalStack
 from app.main import create_app
 from app.settings import AppSettings
 from fedselect import Kind, Mask, ParameterSpace, Role, RunSettings, wire
+from fedselect.checkindocs import Assignment
 from fedselect.client import Client
-from fedselect.protocol import Assignment, ModelCreate, Registration, RunCreate
+from fedselect.protocol import ModelCreate, Registration, RunCreate
 from fedselect.space import FloatVector
 from tests.service.cutting import CuttingProxy, cutting
 

@@ -11,7 +11,8 @@ from random import Random
 import numpy as np
 
 from fedselect import Mask, ParameterSpace
-from fedselect.protocol import SHARD, Assignment, Manifest
+from fedselect.checkindocs import Assignment
+from fedselect.protocol import SHARD, Manifest
 from fedselect.recompute import recompute
 from fedselect.space import Kind, Role
 

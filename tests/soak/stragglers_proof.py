@@ -11,8 +11,8 @@ from random import Random
 from uuid import UUID
 
 from fedselect import wire
+from fedselect.checkindocs import Assignment
 from fedselect.client import announce
-from fedselect.protocol import Assignment
 
 from . import invariants
 from .fleet import Campaign, Site, flat_space, found, plain_settings, play, settle
