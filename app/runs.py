@@ -16,7 +16,7 @@ from app.auth import Principal
 from app.db import Tx
 from app.errors import Conflict, Missing
 from app.tables import Arm, Assignment, Client, ManifestRecord, Round, Run, Upload, Version
-from fedselect import __version__
+from fedselect import __version__, growth
 from fedselect.lifecycle import RunState
 from fedselect.policies import RunSettings
 from fedselect.protocol import AssignmentInfo, RoundDetail, RoundInfo, RunCreate, RunInfo
@@ -32,7 +32,7 @@ def create(tx: Tx, principal: Principal, body: RunCreate) -> RunInfo:
         SpaceError: the policy does not fit the model.
     """
     model = catalog.get_model(tx, principal, body.model_id)
-    body.settings.policy.bounds(ParameterSpace.from_json(model.space))
+    growth.bounds(body.settings.policy, ParameterSpace.from_json(model.space))
     initial = catalog.initial_version(tx, model.id)
     if initial is None:
         raise Conflict(

@@ -307,7 +307,7 @@ class Agent:
         base, origin = self._versions.base(arm, work), self._versions.origin(arm, work)
         state = self._committed(arm)
         if state is None:
-            state = PersonalState.start(base, settings.policy.bounds(space)[0])
+            state = PersonalState.start(base, settings.policy.first_mask(space))
         scores = self._learner.evaluate(state, base, settings=settings, origin=origin)
         arm.tally()
         report = {

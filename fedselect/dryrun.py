@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -118,10 +119,14 @@ def _mean(found: list[tuple[float, float]]) -> tuple[float, float]:
 
 
 def _short(settings: RunSettings, *, share: float, clients: int) -> RunSettings:
-    """The run, but that a mask that is learned grows to this share at once."""
-    grows = {"growth": share, "limit": share, "limit_mode": "cap", "interval": 1}
+    """The run, but that a mask which changes does so at once; a learned one grows to ``share``."""
+    policy: dict[str, Any] = {}
+    if settings.policy.late:
+        policy = {"start_round": WARM + COUNTED}
+    elif settings.policy.personal == "learned":
+        grows = {"growth": share, "limit": share, "limit_mode": "cap", "interval": 1}
+        policy = {**grows, "start_round": WARM + COUNTED - 1}
     few = {"min_contributors": min(clients, settings.round.min_contributors)}
-    policy = {**grows, "start_round": WARM + COUNTED - 1}
     return settings.model_copy(
         update={
             "policy": settings.policy.model_copy(update=policy),

@@ -11,7 +11,7 @@ from collections import Counter
 from dataclasses import dataclass
 from decimal import Decimal
 
-from fedselect.policies import Policy
+from fedselect.policies import FIXED, Policy
 from fedselect.space import ParameterSpace, Role
 
 MOST_QUOTAS = 200_000  # of one course; beyond that all tensors count as one
@@ -52,14 +52,8 @@ def bounds(policy: Policy, space: ParameterSpace) -> tuple[int, int]:
     ``Policy.bounds``, without masks of a bit for each element.
     """
     never = space.count(Role.PERSONAL, Role.FROZEN)
-    if policy.personal == "none":
-        return never, never
-    if policy.personal == "all":
-        return space.dim, space.dim
-    if policy.personal == "head":
-        own = never + sum(slot.size for slot in space.head())
-        return own, own
-    return never, never + space.count(Role.SELECTABLE)
+    most = never + sum(slot.size for slot in policy.may_turn(space))
+    return (most if policy.personal in FIXED and not policy.late else never), most
 
 
 def course(policy: Policy, space: ParameterSpace, participations: int) -> list[MaskStage]:
@@ -85,6 +79,9 @@ def _stages(first: int, stop: int, personal: int, *, grown: int, sent: bool) -> 
 
 def _growths(policy: Policy, space: ParameterSpace, participations: int) -> list[tuple[int, int]]:
     """(participation after which the mask grows, elements that it takes), until it rests."""
+    if policy.late:
+        never, most = bounds(policy, space)
+        return [(policy.start_round - 1, most - never)]
     if policy.personal != "learned":
         return []
     sizes = Counter(slot.size for slot in space.with_role(Role.SELECTABLE) if slot.size)

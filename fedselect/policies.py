@@ -20,8 +20,10 @@ from pydantic import (
 from fedselect.deltas import Encoding
 from fedselect.errors import SettingsError
 from fedselect.masks import Mask
-from fedselect.scalars import Real, Whole
-from fedselect.space import ParameterSpace, Role
+from fedselect.scalars import Flag, Real, Whole
+from fedselect.space import ParameterSpace, Role, Slot
+
+FIXED = frozenset({"all", "head"})  # masks that need no data to be chosen
 
 _LATER = "x-left-out-at-default"
 
@@ -58,7 +60,8 @@ class Policy(Settings):
     ``personal`` names where the mask comes from: ``learned`` grows it from the data, the others fix
     it (``none`` = FedAvg, ``all`` = local-only, ``head`` = FedPer). Growth: every ``interval``
     participations from ``start_round`` on, each selectable tensor turns the share ``growth`` of
-    what it still shares personal, until ``limit`` of the tensor is.
+    what it still shares personal, until ``limit`` of the tensor is. A fixed mask serves from
+    ``start_round`` on; before, everything is shared.
     """
 
     name: str = Field("fedselect", max_length=64, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
@@ -72,13 +75,35 @@ class Policy(Settings):
         "cap", description="cap: never above the limit; official: tested before growing only."
     )
     interval: Whole = Field(1, ge=1, description="L: participations between two growth steps.")
-    start_round: Whole = Field(0, ge=0, description="Own participation at which growth may begin.")
+    start_round: Whole = Field(
+        0,
+        ge=0,
+        description="Own participation, from 0, after which growth may begin; a fixed mask serves "
+        "from it on.",
+    )
     schedule: Literal["joint", "alternating"] = Field(
         "joint", description="Train both parts in one step, or personal first, then shared."
     )
+    waits: Flag = later(
+        False,
+        description="Whether a fixed mask waits for start_round. Set by itself; agents that would "
+        "not wait do not know it, and decline.",
+    )
+
+    @model_validator(mode="after")
+    def _waiting_is_said(self) -> Self:
+        self.__dict__["waits"] = self.late
+        return self
+
+    @property
+    def late(self) -> bool:
+        """Whether this is a fixed mask that serves later than from the first participation on."""
+        return self.personal in FIXED and self.start_round > 0
 
     def due(self, participation: int) -> bool:
-        """Whether the mask grows after this own participation (counted from 0)."""
+        """Whether the mask changes after this own participation (counted from 0)."""
+        if self.late:
+            return participation == self.start_round - 1
         return (
             self.personal == "learned"
             and participation >= max(self.start_round, 1)
@@ -86,23 +111,39 @@ class Policy(Settings):
         )
 
     def first_use(self) -> int | None:
-        """The first participation (from 0) that trains with a grown mask; None: there is none."""
+        """The first participation (from 0) that trains with a changed mask; None: there is none."""
+        if self.late:
+            return self.start_round
         if self.personal != "learned" or self.growth == 0 or self.limit == 0:
             return None
         start = self.start_round if self.start_round >= 1 else self.interval
         return start + 1
 
     def bounds(self, space: ParameterSpace) -> tuple[Mask, Mask]:
-        """The smallest and the largest mask this policy allows over a space."""
+        """The smallest and the largest mask this policy allows over a space.
+
+        Raises:
+            SpaceError: the model has nothing of what is to be personal.
+        """
         floor = Mask.initial(space)
-        if self.personal == "none":
-            return floor, floor
-        if self.personal == "all":
-            return Mask.full(space.dim), Mask.full(space.dim)
+        most = floor | Mask.over(space, self.may_turn(space))
+        return (most if self.personal in FIXED and not self.late else floor), most
+
+    def may_turn(self, space: ParameterSpace) -> tuple[Slot, ...]:
+        """The tensors whose elements this policy may turn personal.
+
+        Raises:
+            SpaceError: the model has nothing of what is to be personal.
+        """
         if self.personal == "head":
-            fixed = floor | Mask.over(space, space.head())
-            return fixed, fixed
-        return floor, floor | Mask.over(space, tuple(space.with_role(Role.SELECTABLE)))
+            return space.head()
+        if self.personal == "all":
+            return tuple(space.with_role(Role.SELECTABLE, Role.SHARED))
+        return tuple(space.with_role(Role.SELECTABLE)) if self.personal == "learned" else ()
+
+    def first_mask(self, space: ParameterSpace) -> Mask:
+        """The mask of a client that has not taken part yet."""
+        return self.bounds(space)[0]
 
 
 class Training(Settings):
@@ -243,32 +284,36 @@ PRESETS: dict[str, dict[str, Any]] = {
     "fedavg": {"personal": "none"},
     "local": {"personal": "all"},
     "fedper": {"personal": "head"},
+    "fedper-late": {"personal": "head"},
+    "share-then-local": {"personal": "all"},
 }
+LATE = frozenset({"fedselect", "random", "fedper-late", "share-then-local"})  # share first
 
 
-def preset(name: str, **changes: Any) -> Policy:
+def preset(name: str, *, rounds: int | None = None, **changes: Any) -> Policy:
     """A named policy, with single settings changed.
+
+    In a run of so many ``rounds``, those of ``LATE`` share first and personalize from the middle
+    on; without them they do not wait.
 
     Raises:
         SettingsError: no such preset.
     """
     if name not in PRESETS:
         raise SettingsError(f"no preset {name!r}; there are {', '.join(PRESETS)}")
-    return Policy(**{"name": name, **PRESETS[name], **changes})
+    start = {"start_round": rounds // 2} if rounds is not None and name in LATE else {}
+    return Policy(**{"name": name, **PRESETS[name], **start, **changes})
 
 
 def preset_run(name: str, *, rounds: int, **changes: Any) -> RunSettings:
-    """Run settings of a preset: ``fedselect`` and ``random`` share first and personalize from the
-    middle on; ``fedselect-official`` keeps the authors' budget and a contributor threshold of 1.
+    """Run settings of a preset; ``fedselect-official`` keeps the authors' budget and a contributor
+    threshold of 1.
 
     Raises:
         SettingsError: no such preset.
     """
-    policy: dict[str, Any] = {}
-    settings: dict[str, Any] = {"rounds": rounds}
-    if name in {"fedselect", "random"}:
-        policy["start_round"] = rounds // 2
+    settings: dict[str, Any] = {"rounds": rounds, "policy": preset(name, rounds=rounds)}
     if name == "fedselect-official":
         settings["training"] = Training(epochs=15, batch_size=32, learning_rate=0.05)
         settings["round"] = RoundPolicy(min_contributors=1)
-    return RunSettings(policy=preset(name, **policy), **{**settings, **changes})
+    return RunSettings(**{**settings, **changes})

@@ -35,17 +35,19 @@ def next_mask(
 ) -> tuple[Mask, FloatVector]:
     """Mask and reference (D,) that follow a participation which started from ``state``.
 
-    ``theta`` (D,) is the trained model. When growth is not due after this own participation
-    (``state.participations``, counted from 0) both stay as they are; otherwise the mask grows and
-    ``theta`` becomes the reference of the next growth.
+    ``theta`` (D,) is the trained model. When no change is due after this own participation
+    (``state.participations``, counted from 0) both stay as they are; otherwise the mask grows, or
+    becomes the fixed one, and ``theta`` becomes the reference of the next growth.
 
     Raises:
         TrainingError: a Δ is not finite.
         MaskError: vectors, mask and space differ in size.
     """
+    due = policy.due(state.participations)
     if policy.personal != "learned":
-        return state.mask, theta  # nothing will grow; a reference that is theta takes no room
-    if not policy.due(state.participations):
+        mask = policy.bounds(space)[1] if due else state.mask
+        return mask, theta  # nothing will grow; a reference that is theta takes no room
+    if not due:
         return state.mask, state.reference
     grown = grow(policy, theta, reference=state.reference, mask=state.mask, space=space, seed=seed)
     return grown, theta

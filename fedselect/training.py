@@ -174,7 +174,7 @@ class TorchLearner:
             SpaceError: the state or the base belongs to a model of another size.
         """
         if state is None:
-            state = PersonalState.start(base, settings.policy.bounds(self.space)[0])
+            state = PersonalState.start(base, settings.policy.first_mask(self.space))
         self._check_size(base, state)
         self.task.batch_size = settings.training.batch_size
         with _seeded(seed):

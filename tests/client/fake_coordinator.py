@@ -63,7 +63,7 @@ class TinyLearner:
     ) -> Participation:
         self.trained += 1
         self.fault()
-        state = state or PersonalState.start(base, settings.policy.bounds(self.space)[0])
+        state = state or PersonalState.start(base, settings.policy.first_mask(self.space))
         noise = np.random.default_rng(seed).normal(0, 0.1, self.space.dim)
         theta = (0.9 * state.merge(base) + noise).astype(np.float32)
         grown = state.mask.to_bool().copy()

@@ -1,6 +1,7 @@
 """GradSelect: the golden vectors of ALGORITHM §1.4 and §1.8, and what must hold for any input."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -117,6 +118,21 @@ def test_fixed_masks_never_grow(personal):
     mask = policy.bounds(here)[0]
     state = PersonalState(5, np.ones(7, np.float32), np.zeros(7, np.float32), mask, mask)
     assert next_mask(policy, state, theta=state.theta, space=here, seed=0)[0] is mask
+
+
+@pytest.mark.parametrize("personal", ["all", "head"])
+def test_a_fixed_mask_waits_for_its_participation(personal):
+    here = space(4)
+    policy = Policy(personal=personal, start_round=2)
+    state = PersonalState.start(np.zeros(7, np.float32), policy.first_mask(here))
+    masks = []
+    for number in range(4):
+        state = replace(state, participations=number)
+        mask, reference = next_mask(policy, state, theta=state.theta, space=here, seed=0)
+        assert reference is state.theta
+        state = replace(state, mask=mask)
+        masks.append(mask.personal)
+    assert masks == [0, 7 if personal == "all" else 4, *[masks[1]] * 2]
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])

@@ -144,6 +144,19 @@ def test_fedselect_shares_first_and_then_grows_to_its_limit():
     assert result.versions[12:] != fedavg.versions[12:]
 
 
+@pytest.mark.parametrize(("late", "fixed"), [("fedper-late", "head"), ("share-then-local", "all")])
+def test_a_late_mask_shares_first_and_then_keeps_what_it_is_named_for(late, fixed):
+    result = simulate(tasks(), settings(late, rounds=12))
+    fedavg = simulate(tasks(), settings("fedavg", rounds=12))
+    assert result.versions[:7] == fedavg.versions[:7]
+    assert result.versions[7:] != fedavg.versions[7:]
+    mask = Policy(personal=fixed).first_mask(result.space)
+    assert {state.merge_mask.digest for state in result.states.values()} == {mask.digest}
+    local = Policy(personal="all").first_mask(result.space)
+    assert (len(set(result.versions[6:])) == 1) == (mask == local)
+    assert result.bytes_up["site-0"] < fedavg.bytes_up["site-0"]
+
+
 def test_random_takes_as_many_elements_as_fedselect_but_others():
     runs = [simulate(tasks(), settings(name, rounds=12)) for name in ("fedselect", "random")]
     for name in runs[0].states:

@@ -77,9 +77,24 @@ def test_fixed_masks_stay(name):
     policy = preset(name)
     if policy.personal == "learned":
         pytest.skip("grows")
+    assert not policy.late
     first, rest = course(policy, SPACE, 9)
     assert (first.sent, rest.sent) == (True, False)
     assert first.personal == rest.personal == policy.bounds(SPACE)[0].personal
+
+
+@pytest.mark.parametrize("name", ["fedper-late", "share-then-local"])
+def test_a_fixed_mask_that_waits_comes_at_once(name):
+    policy = preset(name, rounds=9)
+    least, most = (mask.personal for mask in policy.bounds(SPACE))
+    shown = [(s.first, s.stop, s.personal, s.grown, s.sent) for s in course(policy, SPACE, 9)]
+    assert shown == [
+        (0, 1, least, 0, True),
+        (1, 4, least, 0, False),
+        (4, 5, most, most - least, True),
+        (5, 9, most, 0, False),
+    ]
+    assert len(course(policy, SPACE, 4)) == 2
 
 
 def test_many_tensors_that_grow_slowly_count_as_one():

@@ -14,6 +14,7 @@ from pydantic import ValidationError
 from fedselect.errors import SettingsError, SpaceError
 from fedselect.masks import Mask
 from fedselect.policies import (
+    LATE,
     PRESETS,
     Policy,
     RoundPolicy,
@@ -118,13 +119,14 @@ def test_settings_survive_json():
 )
 def test_the_first_use_follows_the_first_growth(policy):
     due = [n for n in range(60) if policy.due(n)]
-    grows = policy.growth > 0 and policy.limit > 0
+    grows = policy.personal != "learned" or (policy.growth > 0 and policy.limit > 0)
     assert policy.first_use() == (due[0] + 1 if due and grows else None)
     if policy.personal == "learned":
         assert 0 not in due
         assert {b - a for a, b in pairwise(due)} == {policy.interval}
     else:
-        assert not due
+        waits = policy.personal != "none" and policy.start_round
+        assert due == ([policy.start_round - 1] if waits else [])
 
 
 @FAST
@@ -162,6 +164,8 @@ def test_what_the_presets_are():
         "fedavg": "none",
         "local": "all",
         "fedper": "head",
+        "fedper-late": "head",
+        "share-then-local": "all",
     }
     assert preset("random").score == "random"
     official = preset_run("fedselect-official", rounds=60)
@@ -174,6 +178,35 @@ def test_what_the_presets_are():
 def test_presets_differ_from_fedselect_in_what_they_are_named_for_only():
     control = preset("random").model_dump() | {"name": "fedselect", "score": "delta"}
     assert control == preset("fedselect").model_dump()
+
+
+@pytest.mark.parametrize("name", sorted(LATE))
+def test_presets_that_share_first_do_so_until_the_middle(name):
+    assert preset(name).start_round == 0
+    assert preset(name, rounds=61).start_round == 30
+    assert preset_run(name, rounds=60).policy == preset(name, rounds=60)
+    assert preset(name, rounds=60, start_round=7).start_round == 7
+
+
+@pytest.mark.parametrize("personal", ["all", "head"])
+def test_a_fixed_mask_that_waits_asks_for_agents_that_know_it(personal):
+    at_once = Policy(personal=personal)
+    assert "waits" not in at_once.model_dump()
+    waiting = Policy(personal=personal, start_round=3)
+    assert waiting.model_dump()["waits"] is True
+    assert Policy.model_validate(waiting.model_dump()) == waiting
+    assert "waits" not in Policy(personal="learned", start_round=3, waits=True).model_dump()
+    with pytest.raises(ValidationError, match="no mask would ever be used"):
+        RunSettings(rounds=3, policy=waiting)
+
+
+@pytest.mark.parametrize("personal", ["all", "head"])
+def test_a_fixed_mask_that_waits_is_empty_before(personal):
+    least, most = Policy(personal=personal, start_round=3).bounds(SPACE)
+    assert least == Mask.initial(SPACE)
+    assert most == Policy(personal=personal).bounds(SPACE)[0]
+    assert Policy(personal=personal, start_round=3).first_mask(SPACE) == least
+    assert Policy(personal=personal).first_mask(SPACE) == most
 
 
 def test_an_unknown_preset_lists_the_known_ones():
