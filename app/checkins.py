@@ -14,7 +14,7 @@ from uuid import UUID
 from sqlalchemy import Select, bindparam, exists, func, select, true
 from sqlalchemy.orm import aliased
 
-from app import catalog, rounds
+from app import catalog, ledger, rounds
 from app.auth import Principal
 from app.db import Tx, per_thread
 from app.errors import Conflict, Missing
@@ -30,6 +30,7 @@ from app.tables import (
     Version,
 )
 from app.wiring import Coordinator
+from fedselect import effects
 from fedselect.checkindocs import Assignment as AssignmentDocument
 from fedselect.checkindocs import CheckIn, CheckInAnswer, Decline, MaskInfo, Outcome, RunBrief
 from fedselect.evaluations import Evaluation, EvaluationReport
@@ -326,20 +327,45 @@ def evaluate(
         rounds.move_assignment(tx, assignment, AssignmentEvent.REPORT)
         run = tx.session.get_one(Run, assignment.run_id)
         least = RunSettings.model_validate(run.settings).report.min_examples
+        report = body.withholding(least)
         record = EvaluationRecord(
             assignment_id=assignment.id,
             project_id=assignment.project_id,
             run_id=assignment.run_id,
             client_id=assignment.client_id,
             version_id=assignment.version_id,
-            report=body.withholding(least).model_dump(mode="json"),
+            report=report.model_dump(mode="json"),
             created_at=tx.now,
         )
         tx.session.add(record)
+        _note_harm(tx, assignment, report)
         rounds.settle(tx, assignment)
     client = tx.session.get_one(Client, principal.client)
     version = tx.session.get_one(Version, assignment.version_id)
     return evaluation_document(record, client.name, version.number)
+
+
+def _note_harm(tx: Tx, assignment: Assignment, report: EvaluationReport) -> None:
+    """Write down that a client does worse than alone, as far as its own examples can tell."""
+    scores = {str(name): score for name, score in report.scores.items()}
+    gain = effects.gains(scores).get("local_only")
+    if gain is None or not gain.harmed:
+        return
+    # As text: ledger entries hold no floats.
+    points = (gain.points, gain.interval.low, gain.interval.high)
+    body = dict(zip(("points", "low", "high"), (f"{value:.2f}" for value in points), strict=True))
+    ledger.append(
+        tx,
+        "client.harmed",
+        f"client:{assignment.client_id}",
+        project=assignment.project_id,
+        body={
+            "run": str(assignment.run_id),
+            "version": str(assignment.version_id),
+            "baseline": "local_only",
+            **body,
+        },
+    )
 
 
 def evaluation_document(record: EvaluationRecord, client: str, number: int) -> Evaluation:

@@ -1,17 +1,21 @@
 """How many calls a key may make: a token bucket for each, in this process and over all of them.
 
-Owns the arithmetic (GCRA, ITU-T I.371) and where buckets are kept. A flood ends at the bucket of
-the process that it reaches, before anything else is done for it; the one in Redis holds over many
-processes. While Redis is away the process's own buckets go on holding. Must not know what is asked.
+Owns the arithmetic (GCRA, ITU-T I.371), where buckets are kept, and whose turn it is. A flood ends
+at the bucket of the process that it reaches, before anything else is done for it; the one in Redis
+holds over many processes. While Redis is away the process's own buckets go on holding. What a
+bucket lets pass at once takes turns: the calls of others do not queue behind it. Must not know what
+is asked.
 """
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import logging
 import time
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from threading import Lock
 
@@ -98,19 +102,46 @@ class SharedBuckets:
             return 0.0
 
 
+class Turns:
+    """At most ``at_once`` calls of one caller are served at a time; its others wait in line."""
+
+    def __init__(self, at_once: int) -> None:
+        self._at_once = at_once
+        self._lines: dict[bytes, tuple[asyncio.Semaphore, int]] = {}
+
+    @asynccontextmanager
+    async def of(self, who: bytes) -> AsyncIterator[None]:
+        """Wait for this caller's turn, and hold it."""
+        line, callers = self._lines.get(who) or (asyncio.Semaphore(self._at_once), 0)
+        self._lines[who] = (line, callers + 1)
+        try:
+            async with line:
+                yield
+        finally:
+            callers = self._lines[who][1] - 1
+            self._lines[who] = (line, callers)
+            if not callers:
+                del self._lines[who]
+
+
 class Callers:
     """The limits of a process: who calls, and whether they may."""
 
-    def __init__(self, url: str, rate: Rate) -> None:
+    def __init__(self, url: str, rate: Rate, *, at_once: int) -> None:
         self._own, self._shared = OwnBuckets(rate), SharedBuckets(url, rate)
+        self.turns = Turns(at_once)
 
-    def check_own(self, authorization: bytes, peer: str) -> None:
+    def check_own(self, authorization: bytes, peer: str) -> bytes:
         """Count a call where it arrives; without a key it is that of a network address.
+
+        Returns the caller, whose turn the call is to wait for.
 
         Raises:
             TooMany: rate_limited.
         """
-        _refuse(self._own.wait(_who(authorization) if authorization else peer.encode()))
+        who = _who(authorization) if authorization else peer.encode()
+        _refuse(self._own.wait(who))
+        return who
 
     def check_shared(self, authorization: str) -> None:
         """Count the call of a valid key with those that arrived at other processes.

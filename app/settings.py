@@ -100,6 +100,9 @@ class AppSettings(DatabaseSettings):
         50, gt=0, le=1e6, description="Calls of one key in the long run, over all API processes."
     )
     calls_burst: int = Field(200, ge=1, le=1_000_000, description="Calls of one key at once.")
+    calls_in_progress: int = Field(
+        4, ge=1, le=1000, description="Calls of one key that an API process serves at a time."
+    )
     max_body: int = Field(64 * 1024, gt=0, description="Bytes of a JSON body.")
     max_model_body: int = Field(
         4 * 1024**2,

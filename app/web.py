@@ -15,6 +15,7 @@ import logging
 import random
 import re
 from collections.abc import Awaitable, Callable, MutableMapping, Sequence
+from contextlib import AbstractAsyncContextManager, nullcontext
 from dataclasses import dataclass
 from datetime import datetime
 from functools import partial
@@ -358,19 +359,26 @@ class Outermost:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        headers = {k.lower(): v for k, v in scope["headers"]}
-        if not scope["path"].startswith("/health/"):
-            peer = (scope.get("client") or ("unknown", 0))[0]
-            try:
-                self._callers.check_own(headers.get(b"authorization", b""), peer)
-            except TooMany as refusal:
-                await self._hold_back()
-                send = _with_headers(send, scope)
-                await problem(Request(scope), refusal)(scope, receive, send)
-                return
-        limit = self._limit(scope["path"])
-        declared = headers.get(b"content-length", b"0")
         send = _with_headers(send, scope)
+        if scope["path"].startswith("/health/"):
+            await self._serve(scope, receive, send, nullcontext())
+            return
+        peer = (scope.get("client") or ("unknown", 0))[0]
+        try:
+            known = dict(scope["headers"]).get(b"authorization", b"")
+            who = self._callers.check_own(known, peer)
+        except TooMany as refusal:
+            await self._hold_back()
+            await problem(Request(scope), refusal)(scope, receive, send)
+            return
+        await self._serve(scope, receive, send, self._callers.turns.of(who))
+
+    async def _serve(
+        self, scope: Message, receive: Receive, send: Send, turn: AbstractAsyncContextManager[None]
+    ) -> None:
+        """Read the body, at whatever pace it comes, then wait for the caller's turn."""
+        limit = self._limit(scope["path"])
+        declared = dict(scope["headers"]).get(b"content-length", b"0")
         if declared.isdigit() and int(declared) > limit:
             await _refuse_body(scope, receive, send, limit)
             return
@@ -378,7 +386,8 @@ class Outermost:
         if body is None:
             await _refuse_body(scope, receive, send, limit)
             return
-        await self._app(scope, _replay(body, receive), send)
+        async with turn:
+            await self._app(scope, _replay(body, receive), send)
 
 
 async def _read_body(receive: Receive, limit: int) -> bytes | None:

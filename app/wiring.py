@@ -68,7 +68,9 @@ def build(settings: AppSettings | None = None, *, clock: Clock = now) -> Coordin
     storage = metrics.observed(failpoints.bracket(S3Storage(settings), "store"))
     heads = StoredHeads(storage, settings.ledger_origin)
     rate = Rate(settings.calls_per_second, settings.calls_burst)
-    callers = Callers(settings.redis_url.get_secret_value(), rate)
+    callers = Callers(
+        settings.redis_url.get_secret_value(), rate, at_once=settings.calls_in_progress
+    )
     issuer = None
     if settings.oidc_issuer is not None:
         issuer = Issuer(settings.oidc_issuer, settings.oidc_audience)

@@ -15,7 +15,7 @@ from uuid import UUID
 
 import typer
 
-from fedselect import admin_access, admin_versions
+from fedselect import admin_access, admin_hooks, admin_versions
 from fedselect.client import Client
 from fedselect.errors import FedSelectError
 from fedselect.estimatedocs import RunEstimate
@@ -52,6 +52,8 @@ for name, part in (
     ("projects", admin_access.projects),
     ("clients", admin_access.clients),
     ("keys", admin_access.keys),
+    ("members", admin_access.members),
+    ("webhooks", admin_hooks.webhooks),
     ("models", models),
     ("runs", runs),
     ("rounds", rounds),

@@ -1,4 +1,5 @@
-"""The ``fedselect admin`` commands about who may do what: profiles, projects, clients, keys.
+"""The ``fedselect admin`` commands about who may do what: profiles, projects, clients, keys,
+members.
 
 Owns their names and arguments; each is one call. Must not print (``remote`` does).
 """
@@ -26,6 +27,8 @@ from fedselect.tenancy import (
     KeyInfo,
     KeyIssued,
     KeyRotate,
+    MemberCreate,
+    MemberInfo,
     ProjectChange,
     ProjectCreate,
     ProjectInfo,
@@ -35,6 +38,7 @@ profiles = group("Coordinators and keys by name, in profiles.toml.")
 projects = group("Projects of the organisation.")
 clients = group("Sites and devices that take part.")
 keys = group("Keys of people and programs.")
+members = group("People who sign in with the identity provider.")
 
 
 def _new_file(path: Path | None) -> Path | None:
@@ -280,3 +284,33 @@ def _kept(issued: KeyIssued, out: Path | None) -> KeyIssued | KeyInfo:
         return issued
     write_atomically(out, f"{issued.key}\n".encode())
     return issued.info
+
+
+# --- members -----------------------------------------------------------------------------------
+
+
+@command(members, "list", columns=("id", "subject", "name", "role", "project_id", "ended_at"))
+def list_members(client: Client) -> Iterator[MemberInfo]:
+    """List memberships, oldest first, ended ones included."""
+    return client.members()
+
+
+@command(members, "add")
+def add_member(
+    client: Client,
+    subject: Annotated[str, typer.Argument(help="The claim `sub` of their tokens.")],
+    role: Annotated[str, typer.Option(help="owner, operator, auditor or viewer")],
+    name: Annotated[str, typer.Option("--name", help="For people to read.")] = "",
+    organisation: Annotated[
+        bool, typer.Option("--organisation", help="In all projects; with such a key only.")
+    ] = False,
+) -> MemberInfo:
+    """Let a person in who signs in with the identity provider."""
+    wanted = {"subject": subject, "role": role, "name": name, "organisation": organisation}
+    return client.add_member(valid(MemberCreate, **wanted))
+
+
+@command(members, "end")
+def end_member(client: Client, member_id: Id) -> MemberInfo:
+    """End a membership now."""
+    return client.end_member(member_id)

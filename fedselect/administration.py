@@ -1,4 +1,5 @@
-"""The calls of administrators about access (who they are, projects, keys) and about versions.
+"""The calls of administrators about access (who they are, projects, keys, members), about
+versions and about webhooks.
 
 Owns paths and documents, as ``operations`` does for all other calls. Must not open connections.
 """
@@ -9,6 +10,13 @@ from uuid import UUID
 
 from fedselect import exchange
 from fedselect.exchange import Flow
+from fedselect.hooks import (
+    DeliveryInfo,
+    WebhookChange,
+    WebhookCreate,
+    WebhookInfo,
+    WebhookIssued,
+)
 from fedselect.operations import Listing, Operations, listing, operation
 from fedselect.protocol import ClientInfo
 from fedselect.tenancy import (
@@ -18,6 +26,8 @@ from fedselect.tenancy import (
     KeyInfo,
     KeyIssued,
     KeyRotate,
+    MemberCreate,
+    MemberInfo,
     ProjectChange,
     ProjectCreate,
     ProjectInfo,
@@ -90,6 +100,21 @@ class Administration(Operations):
         """End a key now."""
         return self._post(f"/v1/keys/{key_id}/revoke", KeyInfo)
 
+    @operation
+    def add_member(self, member: MemberCreate) -> Flow[MemberInfo]:
+        """Let a person in who signs in with the identity provider."""
+        return self._post("/v1/members", MemberInfo, body=member)
+
+    @listing
+    def members(self) -> Listing[MemberInfo]:
+        """All memberships, ended ones included."""
+        return Listing("/v1/members", MemberInfo)
+
+    @operation
+    def end_member(self, member_id: UUID) -> Flow[MemberInfo]:
+        """End a membership now."""
+        return self._post(f"/v1/members/{member_id}/end", MemberInfo)
+
     # --- versions ------------------------------------------------------------------------------
 
     @operation
@@ -113,3 +138,47 @@ class Administration(Operations):
     def card(self, version_id: UUID) -> Flow[VersionCard]:
         """A version's model card."""
         return self._get(f"/v1/versions/{version_id}/card", VersionCard)
+
+    # --- webhooks ------------------------------------------------------------------------------
+
+    @operation
+    def create_webhook(self, webhook: WebhookCreate) -> Flow[WebhookIssued]:
+        """Tell an address of events from now on; the secret is shown this one time."""
+        return self._post("/v1/webhooks", WebhookIssued, body=webhook)
+
+    @listing
+    def webhooks(self) -> Listing[WebhookInfo]:
+        """All webhooks of the project."""
+        return Listing("/v1/webhooks", WebhookInfo)
+
+    @operation
+    def webhook(self, webhook_id: UUID) -> Flow[WebhookInfo]:
+        """One webhook, without its secret."""
+        return self._get(f"/v1/webhooks/{webhook_id}", WebhookInfo)
+
+    @operation
+    def change_webhook(self, webhook_id: UUID, change: WebhookChange) -> Flow[WebhookInfo]:
+        """Another address, other events, on or off; what is not set in ``change`` stays."""
+        path = f"/v1/webhooks/{webhook_id}"
+        return exchange.patch(path, WebhookInfo, retries=self._retries, body=change)
+
+    @operation
+    def rotate_webhook_secret(self, webhook_id: UUID) -> Flow[WebhookIssued]:
+        """A new secret, shown this one time; for a day both sign."""
+        return self._post(f"/v1/webhooks/{webhook_id}/secret", WebhookIssued)
+
+    @operation
+    def test_webhook(self, webhook_id: UUID) -> Flow[WebhookInfo]:
+        """Send the event ``webhook.tested``."""
+        return self._post(f"/v1/webhooks/{webhook_id}/test", WebhookInfo)
+
+    @listing
+    def deliveries(self, webhook_id: UUID, state: str | None = None) -> Listing[DeliveryInfo]:
+        """What was sent to a webhook, or those ``waiting``, ``delivered`` or ``dead``."""
+        path = f"/v1/webhooks/{webhook_id}/deliveries"
+        return Listing(path, DeliveryInfo, {"state": state} if state else {})
+
+    @operation
+    def retry_delivery(self, delivery_id: UUID) -> Flow[DeliveryInfo]:
+        """Send a dead delivery again."""
+        return self._post(f"/v1/deliveries/{delivery_id}/retry", DeliveryInfo)

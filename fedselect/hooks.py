@@ -29,6 +29,7 @@ Event = Literal[
     "client.registered",
     "client.suspended",
     "client.revoked",
+    "client.harmed",
     "job.failed",
     "key.issued",
     "key.revoked",

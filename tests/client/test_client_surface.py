@@ -12,7 +12,7 @@ from uuid import UUID
 import httpx
 import pytest
 
-from fedselect import estimatedocs, evaluations, protocol, tenancy, uploads
+from fedselect import estimatedocs, evaluations, hooks, protocol, tenancy, uploads
 from fedselect.administration import Administration
 from fedselect.client import AsyncClient, Client, announce
 from fedselect.errors import ServiceError
@@ -88,6 +88,17 @@ ADMINISTRATION = {
     "lineage": ("GET", "/v1/versions/{id}/lineage"),
     "difference": ("GET", "/v1/versions/{id}/diff"),
     "card": ("GET", "/v1/versions/{id}/card"),
+    "add_member": ("POST", "/v1/members"),
+    "members": ("GET", "/v1/members"),
+    "end_member": ("POST", "/v1/members/{id}/end"),
+    "create_webhook": ("POST", "/v1/webhooks"),
+    "webhooks": ("GET", "/v1/webhooks"),
+    "webhook": ("GET", "/v1/webhooks/{id}"),
+    "change_webhook": ("PATCH", "/v1/webhooks/{id}"),
+    "rotate_webhook_secret": ("POST", "/v1/webhooks/{id}/secret"),
+    "test_webhook": ("POST", "/v1/webhooks/{id}/test"),
+    "deliveries": ("GET", "/v1/webhooks/{id}/deliveries"),
+    "retry_delivery": ("POST", "/v1/deliveries/{id}/retry"),
 }
 BODIES = {
     "rotation": tenancy.KeyRotate(),
@@ -103,6 +114,8 @@ BODIES = {
     "model": protocol.ModelCreate(name="m", space={}),
     "run": protocol.RunCreate(name="r", model_id=ID),
     "data": b"x",
+    "member": tenancy.MemberCreate(subject="s", role="viewer"),
+    "webhook": hooks.WebhookCreate(url="https://example.org", events=["round.published"]),
 }
 
 

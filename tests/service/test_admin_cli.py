@@ -9,6 +9,7 @@ import subprocess
 import sys
 from functools import partial
 from pathlib import Path
+from uuid import uuid4
 
 import httpx
 import pytest
@@ -130,6 +131,31 @@ def test_keys(admin, tmp_path):
     assert admin("keys", "create", "--role", "king", code=1).exception.code == "request_invalid"
     own = admin("keys", "rotate-own", "--json")
     assert own["info"]["predecessor_id"]
+
+
+def test_webhooks(admin, project):
+    url = "https://example.org/hook"
+    made = admin("webhooks", "create", "--url", url, "--event", "round.published", "--json")
+    assert made["secret"].startswith("whsec_")
+    hook = made["webhook"]["id"]
+    assert made["secret"] not in repr(admin("webhooks", "list", "--json"))
+    assert "example.o" in admin("webhooks", "list")
+    assert admin("webhooks", "show", hook, "--json")["events"] == ["round.published"]
+    changed = admin("webhooks", "edit", hook, "--event", "client.harmed", "--json")
+    assert (changed["events"], changed["url"]) == (["client.harmed"], url)
+    assert admin("webhooks", "edit", hook, "--state", "disabled", "--json")["state"] == "disabled"
+    assert admin("webhooks", "edit", hook, "--state", "off", code=1).exception.code
+    assert admin("webhooks", "rotate-secret", hook, "--json")["secret"] != made["secret"]
+    assert admin("webhooks", "deliveries", hook, "--state", "dead", "--json") == []
+    assert admin("webhooks", "retry", hook, code=1).exception.code == "not_found"
+    assert admin("webhooks", "create", "--url", url, code=1).exception.code == "request_invalid"
+
+
+def test_members_need_an_identity_provider(admin):
+    assert admin("members", "list", "--json") == []
+    refused = admin("members", "add", "sub-1", "--role", "viewer", code=1)
+    assert refused.exception.code == "no_issuer"
+    assert admin("members", "end", uuid4(), code=1).exception.code == "not_found"
 
 
 def test_a_model_and_a_run(admin, project, tmp_path):

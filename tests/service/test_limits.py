@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
 import secrets
 import threading
 from collections import Counter
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 
 from app.errors import TooMany
 from app.limits import Callers, OwnBuckets, Rate, SharedBuckets, spend
 from app.main import create_app
+from app.web import Outermost
 from app.wiring import Coordinator
 
 from .factories import Caller, Project, TestClient, ok, refused
@@ -71,7 +74,7 @@ def test_calls_at_the_same_moment_are_all_counted(environment: dict[str, str]) -
 
 
 def test_without_redis_each_process_holds_the_limit(caplog: pytest.LogCaptureFixture) -> None:
-    callers = Callers(NOWHERE, SLOW)
+    callers = Callers(NOWHERE, SLOW, at_once=4)
     for _ in range(5):
         callers.check_own(b"Bearer x", "peer")
         callers.check_shared("Bearer x")
@@ -115,3 +118,94 @@ def test_another_process_counts_the_same_calls(
     settings = core.settings.model_copy(update={"calls_per_second": 0.01, "calls_burst": 5})
     with TestClient(create_app(settings), raise_server_exceptions=False) as second:
         refused(Caller(second, project.owner.key).get("/v1/me"), 429, "rate_limited")
+
+
+# --- turns --------------------------------------------------------------------------------------
+
+
+class Doors:
+    """An application whose calls stay inside until they are let out."""
+
+    def __init__(self) -> None:
+        self.inside: list[bytes] = []
+        self.open = asyncio.Event()
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        self.inside.append(dict(scope["headers"])[b"authorization"])
+        await self.open.wait()
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": b""})
+
+
+def calling(app: Outermost, key: bytes, sent: list[int]) -> asyncio.Task[None]:
+    """A call of ``key``; the status of its answer is added to ``sent``."""
+
+    async def receive() -> dict[str, Any]:
+        return {"type": "http.request", "body": b""}
+
+    async def send(message: Any) -> None:
+        if message["type"] == "http.response.start":
+            sent.append(message["status"])
+
+    scope = {
+        "type": "http",
+        "method": "GET",
+        "path": "/v1/me",
+        "headers": [(b"authorization", key)],
+        "client": ("127.0.0.1", 1),
+        "request_id": "test",
+        "query_string": b"",
+    }
+    return asyncio.create_task(app(scope, receive, send))
+
+
+async def settled() -> None:
+    for _ in range(20):
+        await asyncio.sleep(0)
+
+
+def test_one_callers_calls_wait_for_each_other_and_nobody_elses() -> None:
+    async def story() -> None:
+        doors, sent = Doors(), []
+        callers = Callers(NOWHERE, Rate(100, 100), at_once=2)
+        app = Outermost(doors, lambda _: 1000, callers)
+        loud = [calling(app, b"loud", sent) for _ in range(5)]
+        await settled()
+        assert doors.inside == [b"loud"] * 2
+        loud[2].cancel()  # whoever gives up waiting leaves the line
+        other = calling(app, b"other", sent)
+        await settled()
+        assert doors.inside == [b"loud"] * 2 + [b"other"]
+        doors.open.set()
+        await asyncio.gather(*loud, other, return_exceptions=True)
+        assert doors.inside.count(b"loud") == 4
+        assert sent == [200] * 5
+        assert not callers.turns._lines
+
+    asyncio.run(story())
+
+
+def test_refusals_of_a_flood_wait_and_the_others_are_served(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("app.web.HELD_BACK", 3600)
+    monkeypatch.setattr("app.web.MOST_HELD_BACK", 2)
+
+    async def story() -> None:
+        doors, sent, served = Doors(), [], []
+        doors.open.set()
+        callers = Callers(NOWHERE, Rate(0.01, 1), at_once=2)
+        app = Outermost(doors, lambda _: 1000, callers)
+        await calling(app, b"loud", sent)
+        held = [calling(app, b"loud", sent) for _ in range(2)]
+        await settled()
+        await calling(app, b"other", served)
+        assert (sent, served) == ([200], [200]), "the refused ones still wait"
+        await calling(app, b"loud", sent)
+        assert sent == [200, 429], "no more than two are held back"
+        for each in held:
+            each.cancel()
+        await asyncio.gather(*held, return_exceptions=True)
+        assert app._held == 0
+
+    asyncio.run(story())

@@ -377,6 +377,25 @@ def test_scores_of_few_examples_are_not_even_kept(project: Project) -> None:
     assert (hidden["accuracy"], hidden["gains"]) == ({}, {})
 
 
+def test_harm_is_written_down_when_it_is_reported(finished: Campaign) -> None:
+    noted = finished.project.sql(
+        "SELECT subject, body FROM ledger_entries"
+        " WHERE project_id = :project AND action = 'client.harmed'"
+    )
+    clients = finished.report()["clients"]
+    gains = {f"client:{c['client_id']}": c["gains"]["local_only"] for c in clients}
+    harmed = {subject: gain for subject, gain in gains.items() if gain["interval"]["high"] < 0}
+    assert harmed, "or this shows nothing"
+    assert {subject for subject, _ in noted} == set(harmed)
+    for subject, body in noted:
+        interval = harmed[subject]["interval"]
+        told = (harmed[subject]["points"], interval["low"], interval["high"])
+        assert tuple(float(body[n]) for n in ("points", "low", "high")) == pytest.approx(
+            told, abs=0.01
+        )
+        assert body["baseline"] == "local_only"
+
+
 def test_an_erased_client_is_in_no_report(project: Project) -> None:
     campaign = play(project, clients=3, rounds=2)
     for number, client in enumerate(campaign.clients):
