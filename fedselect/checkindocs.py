@@ -98,6 +98,15 @@ class Outcome(Answer):
     reason: str | None = None
 
 
+class Serving(Answer):
+    """The version that a client should serve now, because a channel or a rollout says so."""
+
+    channel: Literal["stable", "pilot"]
+    arm_id: UUID = Field(description="Whose personal part goes with it.")
+    version: VersionInfo
+    space_digest: str
+
+
 class CheckInAnswer(Answer):
     """Work if there is any, the outcome asked for, and when to come again."""
 
@@ -109,6 +118,9 @@ class CheckInAnswer(Answer):
     run_state: RunState | None = Field(None, description="State of the client's newest run.")
     unable: str | None = Field(
         None, description="Why this agent gets no work of that run, in words, if it cannot do any."
+    )
+    serving: Serving | None = Field(
+        None, description="What the client should serve now; null: no channel is set for it."
     )
     _unreadable: UUID | None = PrivateAttr(None)
 
