@@ -66,7 +66,8 @@ def _counts(space: ParameterSpace) -> ParameterCounts:
 def _origin(tx: Tx, version: Version) -> CardOrigin | None:
     if version.arm_id is None:
         return None
-    run = tx.session.get_one(Run, tx.session.get_one(Arm, version.arm_id).run_id)
+    arm = tx.session.get_one(Arm, version.arm_id)
+    run = tx.session.get_one(Run, arm.run_id)
     published_by = tx.session.get(Round, version.round_id) if version.round_id else None
     averaged = select(func.count(), func.sum(Update.examples)).where(
         Update.round_id == version.round_id, Update.withdrawn_at.is_(None)
@@ -76,7 +77,7 @@ def _origin(tx: Tx, version: Version) -> CardOrigin | None:
         run_id=run.id,
         run_name=run.name,
         run_state=run.state,
-        settings=RunSettings.model_validate(run.settings),
+        settings=RunSettings.model_validate(run.settings).of_arm(arm.name),
         round_number=published_by.number if published_by else None,
         attempt=published_by.attempt if published_by else None,
         opened_at=published_by.opened_at if published_by else None,

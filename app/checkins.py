@@ -7,6 +7,7 @@ common answer, "nothing for you now", takes no lock.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from datetime import datetime, timedelta
 from typing import Any
 from uuid import UUID
@@ -14,11 +15,12 @@ from uuid import UUID
 from sqlalchemy import Select, bindparam, exists, func, select, true
 from sqlalchemy.orm import aliased
 
-from app import catalog, ledger, rounds
+from app import arms, catalog, ledger, rounds
 from app.auth import Principal
-from app.db import Tx, per_thread
+from app.db import Tx, among, per_thread
 from app.errors import Conflict, Missing
 from app.tables import (
+    Arm,
     Assignment,
     CheckpointRecord,
     Client,
@@ -46,7 +48,7 @@ from fedselect.lifecycle import (
     may_try_again,
     retry_window,
 )
-from fedselect.policies import RoundPolicy, RunSettings
+from fedselect.policies import Arms, RoundPolicy, RunSettings
 
 SEEN_EVERY = timedelta(seconds=60)  # a write per check-in would be a write per poll
 
@@ -62,12 +64,17 @@ def check_in(tx: Tx, principal: Principal, body: CheckIn, *, core: Coordinator) 
     if seen.last_seen_at is None or tx.now - seen.last_seen_at > SEEN_EVERY:
         tx.session.get_one(Client, client_id).last_seen_at = tx.now
     outcome = _outcome(tx, client_id, body.pending) if body.pending else None
-    work = None if _unsettled(outcome) else _work(tx, client_id, body, evaluating=seen.evaluating)
+    others = _outcomes(tx, client_id, body.waiting) if body.waiting else []
     settings = RunSettings.model_validate(seen.settings) if seen.settings else None
-    low, high = _window(outcome, settings.round if settings else RoundPolicy())
+    outcomes = [*others, *([outcome] if outcome else [])]
+    side_by_side = body.waiting is not None and settings is not None and settings.parallel > 1
+    free = side_by_side or not any(map(_unsettled, outcomes))
+    work = _work(tx, client_id, body, evaluating=seen.evaluating) if free else None
+    low, high = _window(outcomes, settings.round if settings else RoundPolicy())
     return CheckInAnswer(
         assignment=_document(tx, work, body, core=core) if work else None,
         pending=outcome,
+        outcomes=others,
         retry_after_min=low,
         retry_after_max=high,
         checkpoint=seen.checkpoint,
@@ -118,8 +125,8 @@ def _unable(seen: Any, settings: RunSettings, body: CheckIn) -> str | None:
     )
 
 
-def _window(outcome: Outcome | None, policy: RoundPolicy) -> tuple[float, float]:
-    if outcome is None or outcome.round_state is not RoundState.AGGREGATING:
+def _window(outcomes: Sequence[Outcome], policy: RoundPolicy) -> tuple[float, float]:
+    if all(outcome.round_state is not RoundState.AGGREGATING for outcome in outcomes):
         return retry_window(policy.retry_after)
     crowd = math.ceil(policy.goal * policy.over_selection)
     return closing_window(policy.retry_after, crowd=crowd)
@@ -138,12 +145,31 @@ def _outcome(tx: Tx, client_id: UUID, assignment_id: UUID) -> Outcome:
     )
 
 
-def _unsettled(outcome: Outcome | None) -> bool:
+def _outcomes(tx: Tx, client_id: UUID, wanted: Sequence[UUID]) -> list[Outcome]:
+    """Of those that are this client's, in the order asked."""
+    query = (
+        select(Assignment.id, Assignment.state, Assignment.reason, Round.state.label("round_state"))
+        .outerjoin(Round, Round.id == Assignment.round_id)
+        .where(Assignment.client_id == client_id, among(Assignment.id, wanted))
+    )
+    found = {row.id: row for row in tx.session.execute(query)}
+    return [
+        Outcome(
+            assignment_id=row.id,
+            state=AssignmentState(row.state),
+            round_state=RoundState(row.round_state) if row.round_state else None,
+            reason=row.reason,
+        )
+        for row in (found[each] for each in dict.fromkeys(wanted) if each in found)
+    ]
+
+
+def _unsettled(outcome: Outcome) -> bool:
     """Whether the client still waits: its update is in, and its round has not ended.
 
     An evaluation has no round: once it is in, there is nothing to wait for.
     """
-    if outcome is None or outcome.round_state in {None, *TERMINAL_ROUNDS}:
+    if outcome.round_state in {None, *TERMINAL_ROUNDS}:
         return False
     return outcome.state in {AssignmentState.UPLOADED, AssignmentState.ACCEPTED}
 
@@ -151,6 +177,9 @@ def _unsettled(outcome: Outcome | None) -> bool:
 def _work(tx: Tx, client_id: UUID, body: CheckIn, *, evaluating: bool) -> Assignment | None:
     """The oldest open assignment, else a new one: in a round that rejected this client's update,
     or in one that still selects.
+
+    Among several it is the one that has been open longest, so that no arm is left behind; clients
+    spread over rounds that opened together.
     """
     places = tx.session.execute(_places(), {"client": client_id}).all()
     given: list[Assignment] = [p.Assignment for p in places if p.Assignment is not None]
@@ -159,9 +188,18 @@ def _work(tx: Tx, client_id: UUID, body: CheckIn, *, evaluating: bool) -> Assign
         given += tx.session.scalars(_evaluations(), {"client": client_id, "now": tx.now})
     if given:
         return min(given, key=lambda each: each.created_at)
-    places = [each for each in places if each.encoding in body.encodings]
+    places = [p for p in places if p.encoding in body.encodings and _in_arm(p, client_id)]
     open_to = [p for p in places if _again(p, tx.now)] or [p for p in places if _new(p, tx.now)]
+    open_to.sort(key=lambda place: (place.Round.opened_at, place.Round.id.int ^ client_id.int))
     return _join(tx, client_id, open_to[0].Round.id) if open_to else None
+
+
+def _in_arm(place: Any, client_id: UUID) -> bool:
+    """Whether the client does this arm of the run."""
+    if not place.arms:
+        return True
+    mine = Arms.model_validate(place.arms).of_client(str(client_id), seed=place.seed)
+    return place.arm in {policy.name for policy in mine}
 
 
 @per_thread
@@ -179,8 +217,11 @@ def _places() -> Select[Any]:
     return (
         select(Round, aliased(Assignment, last, name="Assignment"))
         .add_columns(Run.state.label("run_state"), most.label("most"), encoding.label("encoding"))
+        .add_columns(Arm.name.label("arm"), Run.settings["arms"].label("arms"))
+        .add_columns(Run.settings["seed"].label("seed"))
         .join(Client, Client.project_id == Round.project_id)
         .join(Run, Run.id == Round.run_id)
+        .join(Arm, Arm.id == Round.arm_id)
         .outerjoin(last, true())
         .where(
             Client.id == bindparam("client"),
@@ -250,7 +291,7 @@ def _document(
     base = tx.session.get_one(Version, assignment.version_id)
     mask = tx.session.get(MaskRecord, assignment.mask_id) if assignment.mask_id else None
     number = tx.session.get_one(Round, assignment.round_id).number if assignment.round_id else None
-    settings = RunSettings.model_validate(run.settings)
+    settings = arms.settings_of(tx, run, assignment.arm_id)
     deltas = catalog.deltas_to(
         tx, base, body.versions, storage=core.storage, lifetime=core.settings.url_lifetime
     )
@@ -342,7 +383,7 @@ def evaluate(
         rounds.settle(tx, assignment)
     client = tx.session.get_one(Client, principal.client)
     version = tx.session.get_one(Version, assignment.version_id)
-    return evaluation_document(record, client.name, version.number)
+    return evaluation_document(record, client.name, version)
 
 
 def _note_harm(tx: Tx, assignment: Assignment, report: EvaluationReport) -> None:
@@ -368,7 +409,7 @@ def _note_harm(tx: Tx, assignment: Assignment, report: EvaluationReport) -> None
     )
 
 
-def evaluation_document(record: EvaluationRecord, client: str, number: int) -> Evaluation:
+def evaluation_document(record: EvaluationRecord, client: str, version: Version) -> Evaluation:
     """The evaluation as the interface shows it."""
     return Evaluation.model_validate(
         {
@@ -376,7 +417,8 @@ def evaluation_document(record: EvaluationRecord, client: str, number: int) -> E
             "client_id": record.client_id,
             "client_name": client,
             "version_id": record.version_id,
-            "version_number": number,
+            "version_number": version.number,
+            "arm_id": version.arm_id,
             "created_at": record.created_at,
         }
     )

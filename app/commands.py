@@ -8,13 +8,11 @@ from __future__ import annotations
 
 from uuid import UUID
 
-from sqlalchemy import func, select
-
-from app import catalog, jobs, reports, rounds, runs
+from app import arms, jobs, reports, rounds, runs
 from app.auth import Principal
 from app.db import Tx
 from app.errors import Conflict
-from app.tables import Arm, Job, Round, Run
+from app.tables import Job, Round, Run
 from fedselect.errors import LifecycleError
 from fedselect.lifecycle import AssignmentEvent, RoundEvent, RoundState, RunEvent, RunState
 from fedselect.protocol import JobInfo, RoundInfo, RunInfo
@@ -25,12 +23,13 @@ ORDERS = frozenset({RunEvent.START, RunEvent.PAUSE, RunEvent.RESUME, RunEvent.ST
 def command_run(tx: Tx, principal: Principal, run_id: UUID, event: RunEvent) -> RunInfo:
     """Start, pause, resume or stop a run; stopping ends the round or evaluation under way.
 
-    A failed round is given up by ``stop`` and by ``resume``, which opens its next attempt; to have
-    it published after all, retry its job.
+    Each is of all arms. A failed round is given up by ``stop`` and by ``resume``, which opens its
+    next attempt; to have it published after all, retry its job.
 
     Raises:
         Missing: no such run in this project.
         LifecycleError: the state does not allow it.
+        SettingsError: ``arm_too_small``: too few clients to be split at random among the arms.
     """
     if event not in ORDERS:
         raise LifecycleError(f"{event.value} is not an administrator's command")
@@ -39,35 +38,29 @@ def command_run(tx: Tx, principal: Principal, run_id: UUID, event: RunEvent) -> 
     if event is RunEvent.RESUME and run.state == RunState.PAUSED:
         _give_up_failed(tx, run)
     rounds.move_run(tx, run, event, reason="by an administrator")
-    for arm in _arms(tx, run):
-        current = rounds.active_round(tx, arm.id)
-        if event is RunEvent.STOP and current is not None:
-            rounds.advance(tx, run, current, RoundEvent.CANCEL)
-        if event in {RunEvent.START, RunEvent.RESUME} and current is None:
-            rounds.open_next_round(tx, run, arm, attempt=_next_attempt(tx, arm.id))
+    if event is RunEvent.START:
+        arms.check_split(tx, run)
+    if event in {RunEvent.START, RunEvent.RESUME}:
+        rounds.open_idle_arms(tx, run)
     if event is RunEvent.STOP:
+        for current in _active_rounds(tx, run):
+            rounds.advance(tx, run, current, RoundEvent.CANCEL)
         for assignment in rounds.open_evaluations(tx, run):
             reason = "the run was stopped"
             rounds.move_assignment(tx, assignment, AssignmentEvent.EXPIRE, reason=reason)
     return runs.info(tx, run)
 
 
-def _arms(tx: Tx, run: Run) -> list[Arm]:
-    return list(tx.session.scalars(select(Arm).where(Arm.run_id == run.id).order_by(Arm.name)))
+def _active_rounds(tx: Tx, run: Run) -> list[Round]:
+    found = [rounds.active_round(tx, arm.id) for arm in arms.of_run(tx, run)]
+    return [current for current in found if current is not None]
 
 
 def _give_up_failed(tx: Tx, run: Run) -> None:
     # While the run is still paused, so that the cancelled round does not pause it again.
-    for arm in _arms(tx, run):
-        current = rounds.active_round(tx, arm.id)
-        if current is not None and current.state == RoundState.FAILED:
+    for current in _active_rounds(tx, run):
+        if current.state == RoundState.FAILED:
             rounds.advance(tx, run, current, RoundEvent.CANCEL)
-
-
-def _next_attempt(tx: Tx, arm_id: UUID) -> int:
-    number = catalog.newest_version(tx, arm_id).number + 1
-    query = select(func.max(Round.attempt)).where(Round.arm_id == arm_id, Round.number == number)
-    return (tx.session.scalar(query) or 0) + 1
 
 
 def cancel_round(tx: Tx, principal: Principal, round_id: UUID) -> RoundInfo:
@@ -100,6 +93,7 @@ def retry_job(tx: Tx, principal: Principal, job_id: UUID) -> JobInfo:
         rounds.advance(tx, run, current, RoundEvent.RETRY)
         if run.state == RunState.PAUSED:
             rounds.move_run(tx, run, RunEvent.RESUME, reason="a failed job is tried again")
+            rounds.open_idle_arms(tx, run)
     tx.session.flush()
     return reports.job_info(job)
 

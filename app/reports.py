@@ -34,7 +34,7 @@ def evaluations_of(tx: Tx, principal: Principal, run_id: UUID) -> Select[Evaluat
 def evaluation_infos(tx: Tx, rows: Sequence[EvaluationRecord]) -> list[Evaluation]:
     """Evaluations as the interface shows them."""
     query = (
-        select(EvaluationRecord, Client.name, Version.number)
+        select(EvaluationRecord, Client.name, Version)
         .join(Client, Client.id == EvaluationRecord.client_id)
         .join(Version, Version.id == EvaluationRecord.version_id)
         .where(EvaluationRecord.assignment_id.in_([row.assignment_id for row in rows]))

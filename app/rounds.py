@@ -9,18 +9,17 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from datetime import timedelta
+from datetime import datetime, timedelta
 from functools import partial
 from uuid import UUID, uuid4
 
 from sqlalchemy import func, select
 
-from app import catalog, jobs, ledger, logs, manifests, metrics, objects, sums
+from app import arms, catalog, jobs, ledger, logs, manifests, metrics, objects, sums
 from app.db import Tx, among
 from app.tables import (
     Arm,
     Assignment,
-    Client,
     MaskRecord,
     Round,
     Run,
@@ -38,6 +37,7 @@ from fedselect.lifecycle import (
     AssignmentEvent,
     AssignmentState,
     Decision,
+    Ended,
     RoundEvent,
     RoundFacts,
     RoundState,
@@ -116,6 +116,18 @@ def open_next_round(tx: Tx, run: Run, arm: Arm, *, attempt: int = 1) -> Round:
     tx.session.flush()
     _record(tx, "round", opened, before=None, reason=f"round {opened.number}, attempt {attempt}")
     return opened
+
+
+def open_idle_arms(tx: Tx, run: Run) -> None:
+    """Open a round in every arm that has none under way, unless it has had them all."""
+    settings = RunSettings.model_validate(run.settings)
+    for arm in arms.of_run(tx, run):
+        number = catalog.newest_version(tx, arm.id).number + 1
+        if number <= settings.rounds and active_round(tx, arm.id) is None:
+            tried = select(func.max(Round.attempt)).where(
+                Round.arm_id == arm.id, Round.number == number
+            )
+            open_next_round(tx, run, arm, attempt=(tx.session.scalar(tried) or 0) + 1)
 
 
 def active_round(tx: Tx, arm_id: UUID) -> Round | None:
@@ -242,11 +254,15 @@ def _follow(tx: Tx, run: Run, ended: Round) -> None:
     if ended.state != RoundState.FAILED:
         sums.discard(tx, ended)
     settings = RunSettings.model_validate(run.settings)
+    found = Ended(
+        RoundState(ended.state),
+        ended.number,
+        ended.attempt,
+        arms_left=arms.left(tx, run, settings.rounds, but=ended.arm_id),
+    )
     step = after_round(
         RunState(run.state),
-        RoundState(ended.state),
-        number=ended.number,
-        attempt=ended.attempt,
+        found,
         rounds=settings.rounds,
         max_attempts=settings.round.max_attempts,
     )
@@ -259,7 +275,7 @@ def _follow(tx: Tx, run: Run, ended: Round) -> None:
         reason = f"round {ended.number} is {ended.state}: {ended.reason}"
         move_run(tx, run, RunEvent.PAUSE, reason=reason)
     elif step is AfterRound.EVALUATE:
-        _start_evaluation(tx, run, arm)
+        _start_evaluation(tx, run, settings)
 
 
 @dataclass(frozen=True, slots=True)
@@ -423,30 +439,38 @@ def _known_mask(tx: Tx, arm_id: UUID, client_id: UUID) -> UUID | None:
 # --- evaluation at the end of a run ------------------------------------------------------------
 
 
-def _start_evaluation(tx: Tx, run: Run, arm: Arm) -> None:
+def _start_evaluation(tx: Tx, run: Run, settings: RunSettings) -> None:
+    """Ask every client for its scores in each of its arms, one arm after the other."""
     move_run(tx, run, RunEvent.EVALUATE)
-    version = catalog.newest_version(tx, arm.id)
-    policy = RunSettings.model_validate(run.settings).round
-    run.evaluation_ends = tx.now + timedelta(seconds=policy.report_deadline)
-    active = select(Client).where(Client.project_id == run.project_id, Client.state == "active")
-    for client in tx.session.scalars(active.order_by(Client.name)):
+    run.evaluation_ends = tx.now + timedelta(seconds=settings.round.report_deadline)
+    clients = arms.clients_of(tx, run)
+    for arm in arms.of_run(tx, run):
+        version = catalog.newest_version(tx, arm.id)
+        mine = [each for each in clients if arm.name in settings.arms_of(str(each))]
+        _ask_for_scores(tx, run, version, mine, until=run.evaluation_ends)
+    finish_evaluation(tx, run.id)
+
+
+def _ask_for_scores(
+    tx: Tx, run: Run, version: Version, clients: Sequence[UUID], *, until: datetime
+) -> None:
+    for client_id in clients:
         assignment = Assignment(
             id=uuid4(),
             project_id=run.project_id,
             run_id=run.id,
-            arm_id=arm.id,
-            client_id=client.id,
+            arm_id=version.arm_id,
+            client_id=client_id,
             version_id=version.id,
             kind="evaluate",
             attempt=1,
             state=AssignmentState.ASSIGNED.value,
-            deadline=run.evaluation_ends,
+            deadline=until,
             created_at=tx.now,
         )
         tx.session.add(assignment)
         tx.session.flush()
         _record(tx, "assignment", assignment, before=None, reason="evaluate the last version")
-    finish_evaluation(tx, run.id)
 
 
 def finish_evaluation(tx: Tx, run_id: UUID) -> None:

@@ -19,12 +19,19 @@ from app.tables import Arm, Assignment, Client, ManifestRecord, Round, Run, Uplo
 from fedselect import __version__, growth
 from fedselect.lifecycle import RunState
 from fedselect.policies import RunSettings
-from fedselect.protocol import AssignmentInfo, RoundDetail, RoundInfo, RunCreate, RunInfo
+from fedselect.protocol import (
+    ArmInfo,
+    AssignmentInfo,
+    RoundDetail,
+    RoundInfo,
+    RunCreate,
+    RunInfo,
+)
 from fedselect.space import ParameterSpace
 
 
 def create(tx: Tx, principal: Principal, body: RunCreate) -> RunInfo:
-    """Create a run with one arm, whose version 0 are the model's initial weights.
+    """Create a run with its arms, whose versions 0 are the model's initial weights.
 
     Raises:
         Missing: no such model.
@@ -32,25 +39,29 @@ def create(tx: Tx, principal: Principal, body: RunCreate) -> RunInfo:
         SpaceError: the policy does not fit the model.
     """
     model = catalog.get_model(tx, principal, body.model_id)
-    growth.bounds(body.settings.policy, ParameterSpace.from_json(model.space))
+    space = ParameterSpace.from_json(model.space)
+    for policy in body.settings.policies:
+        growth.bounds(policy, space)
     initial = catalog.initial_version(tx, model.id)
     if initial is None:
         raise Conflict(
             "the model has no verified initial weights yet; upload them first",
             code="model_without_weights",
         )
+    settings = _settled(tx, principal, body.settings)
     run = Run(
         id=uuid4(),
         project_id=principal.project_id,
         model_id=model.id,
         name=body.name,
-        settings=body.settings.model_dump(mode="json"),
+        settings=settings.model_dump(mode="json"),
         state=RunState.CREATED.value,
         created_at=tx.now,
     )
     taken = Conflict(f"there is already a run named {body.name!r}", code="run_name_taken")
     tx.insert(run, taken=taken)
-    arm = _add_arm(tx, run, body.settings.policy.name, initial)
+    for policy in settings.policies:
+        _add_arm(tx, run, policy.name, initial)
     ledger.append(
         tx,
         "run.created",
@@ -61,13 +72,23 @@ def create(tx: Tx, principal: Principal, body: RunCreate) -> RunInfo:
             "model": str(model.id),
             "base": initial.sha256,
             # Ledger entries hold no floats: their text form depends on who writes them.
-            "settings": body.settings.model_dump_json(),
+            "settings": settings.model_dump_json(),
         },
     )
-    return _info(run, arm.id, 0)
+    return info(tx, run)
 
 
-def _add_arm(tx: Tx, run: Run, name: str, base: Version) -> Arm:
+def _settled(tx: Tx, principal: Principal, settings: RunSettings) -> RunSettings:
+    """The settings with the mode of their arms, which may depend on how many clients there are."""
+    if settings.arms is None:
+        return settings
+    query = select(func.count()).select_from(Client)
+    mine = Client.project_id == principal.project_id
+    clients = tx.session.scalar(query.where(mine, Client.state == "active")) or 0
+    return settings.model_copy(update={"arms": settings.arms.settled(clients)})
+
+
+def _add_arm(tx: Tx, run: Run, name: str, base: Version) -> None:
     arm = Arm(id=uuid4(), run_id=run.id, name=name, created_at=tx.now)
     tx.session.add(arm)
     tx.session.flush()
@@ -86,7 +107,6 @@ def _add_arm(tx: Tx, run: Run, name: str, base: Version) -> Arm:
     )
     tx.session.add(version)
     tx.session.flush()
-    return arm
 
 
 def get(tx: Tx, principal: Principal, run_id: UUID) -> Run:
@@ -124,27 +144,33 @@ def infos(tx: Tx, found: list[Run]) -> list[RunInfo]:
     """Runs as the interface shows them, with one query for all of them."""
     tx.session.flush()
     query = (
-        select(Arm.run_id, Arm.id, func.max(Version.number))
+        select(Arm.run_id, Arm.name, Arm.id, func.max(Version.number))
         .join(Version, Version.arm_id == Arm.id)
         .where(Arm.run_id.in_([r.id for r in found]))
         .group_by(Arm.run_id, Arm.id)
     )
-    arms = {row[0]: (row[1], row[2]) for row in tx.session.execute(query)}
-    return [_info(run, *arms[run.id]) for run in found]
+    arms = {(run, name): (arm, last) for run, name, arm, last in tx.session.execute(query)}
+    return [_info(run, arms) for run in found]
 
 
-def _info(run: Run, arm_id: UUID, published: int) -> RunInfo:
+def _info(run: Run, found: dict[tuple[UUID, str], tuple[UUID, int]]) -> RunInfo:
     settings = RunSettings.model_validate(run.settings)
+    arms = [
+        ArmInfo(id=arm_id, name=policy.name, policy=policy, published=published)
+        for policy in settings.policies
+        for arm_id, published in [found[run.id, policy.name]]
+    ]
     return RunInfo(
         id=run.id,
         name=run.name,
         model_id=run.model_id,
-        arm_id=arm_id,
+        arm_id=arms[0].id,
+        arms=arms,
         state=RunState(run.state),
         reason=run.reason,
         settings=settings,
         warnings=settings.warnings(),
-        published=published,
+        published=min(arm.published for arm in arms),
         created_at=run.created_at,
     )
 

@@ -8,11 +8,10 @@ update was accepted and its round published. Must not import torch, sleep or rea
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from enum import StrEnum
 from typing import Any
-from uuid import UUID
 
 from pydantic import ValidationError
 
@@ -179,24 +178,41 @@ class Agent:
 
     def _advance(self) -> Step:
         pending = self._folder.pending()
-        if pending is not None:
-            return self._follow(*pending)
-        answer = self._check_in(None)
-        self._witness.see(answer.checkpoint, working=answer.assignment is not None)
-        wait = self._pause(answer)
-        if answer.assignment is not None:
-            return self._do(answer.assignment, wait)
+        try:
+            answer = self._check_in([tentative for _, tentative in pending])
+        except ServiceError as error:
+            if error.code != "not_found" or not pending:
+                raise
+            arm, tentative = pending[0]  # of the others, the answer would just be silent
+            arm.discard()  # nobody knows the assignment any more, so it can never be published
+            wait = self._patience.backoff(1)
+            return Step(StepOutcome.DISCARDED, wait, tentative.round, str(error))
+        work, wait = answer.assignment, self._pause(answer)
+        ended = list(_ended(pending, answer))
+        self._witness.see(answer.checkpoint, working=bool(ended) or work is not None)
+        if ended:
+            more = work is not None or len(ended) > 1
+            return _settle(ended[0], wait=0.0 if more else wait)
+        if work is not None:
+            return self._take(work, pending, wait=wait)
         if answer.unreadable is not None:
             reason = answer.unable or ""
             self._client.decline(answer.unreadable, reason)
             return Step(StepOutcome.DECLINED, wait, detail=reason)
-        ended = answer.run_state in _ENDED_RUNS
-        outcome = StepOutcome.FINISHED if ended else StepOutcome.WAITING
+        if pending:
+            return _not_over(pending[0][1].round, wait)
+        over = answer.run_state in _ENDED_RUNS
+        outcome = StepOutcome.FINISHED if over else StepOutcome.WAITING
         return Step(outcome, wait, detail=answer.unable or "")
 
-    def _check_in(self, pending: UUID | None) -> CheckInAnswer:
+    def _check_in(self, pending: Sequence[Tentative]) -> CheckInAnswer:
+        asked = [tentative.assignment for tentative in pending]
         return self._client.check_in(
-            pending, __version__, encodings=ENCODINGS, versions=self._folder.versions()
+            asked[0] if asked else None,
+            __version__,
+            encodings=ENCODINGS,
+            versions=self._folder.versions(),
+            waiting=asked[1:],
         )
 
     def _pause(self, answer: CheckInAnswer) -> float:
@@ -204,27 +220,17 @@ class Agent:
 
     # --- tentative work ------------------------------------------------------------------------
 
-    def _follow(self, arm: Arm, tentative: Tentative) -> Step:
-        """Ask what became of the tentative work, and deliver it if that is still to be done."""
-        number = tentative.round
-        try:
-            answer = self._check_in(tentative.assignment)
-        except ServiceError as error:
-            if error.code != "not_found":
-                raise
-            arm.discard()  # nobody knows the assignment any more, so it can never be published
-            return Step(StepOutcome.DISCARDED, self._patience.backoff(1), number, str(error))
-        work, outcome = answer.assignment, answer.pending
-        wait = self._pause(answer)
-        verdict = _verdict(tentative, outcome)
-        self._witness.see(answer.checkpoint, working=verdict is not None or work is not None)
-        if outcome is not None and verdict is not None:
-            return _settle(
-                arm, outcome, tentative=tentative, verdict=verdict, wait=0.0 if work else wait
-            )
-        if work is not None and work.id == tentative.assignment:
-            return self._deliver(arm, work, tentative=tentative, wait=wait)
-        return Step(StepOutcome.WAITING, wait, number, "the round is not over")
+    def _take(
+        self, work: Assignment, pending: Sequence[tuple[Arm, Tentative]], *, wait: float
+    ) -> Step:
+        """Deliver what is tentative already, or do new work of an arm in which nothing is."""
+        for arm, tentative in pending:
+            if tentative.assignment == work.id:
+                return self._deliver(arm, work, tentative=tentative, wait=wait)
+        arm = self._folder.arm(work.arm_id)
+        if arm.record.tentative is not None:
+            return _not_over(arm.record.tentative.round, wait)
+        return self._do(arm, work, wait)
 
     def _deliver(self, arm: Arm, work: Assignment, *, tentative: Tentative, wait: float) -> Step:
         """Send the update and complete it; what was sent before a restart is not sent again."""
@@ -249,8 +255,7 @@ class Agent:
 
     # --- new work ------------------------------------------------------------------------------
 
-    def _do(self, work: Assignment, wait: float) -> Step:
-        arm = self._folder.arm(work.arm_id)
+    def _do(self, arm: Arm, work: Assignment, wait: float) -> Step:
         done = arm.record.committed
         if done is not None and done.assignment == work.id:
             return Step(StepOutcome.WAITING, wait, work.round, "this assignment is committed")
@@ -358,10 +363,29 @@ def _is_final(error: ServiceError) -> bool:
     return error.status in {401, 403} and not passing
 
 
-def _verdict(tentative: Tentative, outcome: Outcome | None) -> bool | None:
+@dataclass(frozen=True, slots=True)
+class _End:
+    """Tentative work that is over, and whether it counts."""
+
+    arm: Arm
+    tentative: Tentative
+    outcome: Outcome
+    counts: bool
+
+
+def _ended(pending: Sequence[tuple[Arm, Tentative]], answer: CheckInAnswer) -> Iterator[_End]:
+    """Of the tentative work, what the answer knows the end of."""
+    told = [answer.pending, *answer.outcomes]
+    outcomes = {outcome.assignment_id: outcome for outcome in told if outcome is not None}
+    for arm, tentative in pending:
+        outcome = outcomes.get(tentative.assignment)
+        counts = None if outcome is None else _verdict(outcome)
+        if outcome is not None and counts is not None:
+            yield _End(arm, tentative, outcome, counts)
+
+
+def _verdict(outcome: Outcome) -> bool | None:
     """Whether the work counts; None: that is not known yet."""
-    if outcome is None or outcome.assignment_id != tentative.assignment:
-        return None
     if outcome.state in _LOST_ASSIGNMENTS or outcome.round_state in _LOST_ROUNDS:
         return False
     if outcome.state is AssignmentState.ACCEPTED and outcome.round_state is RoundState.PUBLISHED:
@@ -369,13 +393,16 @@ def _verdict(tentative: Tentative, outcome: Outcome | None) -> bool | None:
     return None
 
 
-def _settle(
-    arm: Arm, outcome: Outcome, *, tentative: Tentative, verdict: bool, wait: float
-) -> Step:
-    if verdict:
-        arm.commit(tentative)
+def _not_over(number: int, wait: float) -> Step:
+    return Step(StepOutcome.WAITING, wait, number, "the round is not over")
+
+
+def _settle(end: _End, *, wait: float) -> Step:
+    tentative, outcome = end.tentative, end.outcome
+    if end.counts:
+        end.arm.commit(tentative)
         return Step(StepOutcome.COMMITTED, wait, tentative.round)
-    arm.discard()
+    end.arm.discard()
     state = outcome.round_state.value if outcome.round_state else "unknown"
     detail = f"the update is {outcome.state.value}, its round {state}"
     if outcome.reason:

@@ -257,13 +257,10 @@ class AgentFolder:
         _make(path)
         return Arm(path, self.meter)
 
-    def pending(self) -> tuple[Arm, Tentative] | None:
-        """The tentative work that waits for its outcome, with its arm."""
-        for path in sorted(self._arms.iterdir()):
-            arm = Arm(path, self.meter)
-            if arm.record.tentative is not None:
-                return arm, arm.record.tentative
-        return None
+    def pending(self) -> list[tuple[Arm, Tentative]]:
+        """The tentative work that waits for its outcome, with its arm; at most one an arm."""
+        arms = [Arm(path, self.meter) for path in sorted(self._arms.iterdir())]
+        return [(arm, arm.record.tentative) for arm in arms if arm.record.tentative is not None]
 
 
 class Arm:

@@ -13,7 +13,7 @@ from uuid import UUID
 from pydantic import Field, ModelWrapValidatorHandler, PrivateAttr, ValidationError, model_validator
 
 from fedselect.lifecycle import AssignmentState, RoundState, RunState
-from fedselect.policies import RunSettings
+from fedselect.policies import MOST_ARMS, RunSettings
 from fedselect.protocol import (
     MOST_HELD,
     Answer,
@@ -30,6 +30,12 @@ class CheckIn(Request):
     """An agent asks what to do; ``pending`` is the assignment whose outcome it waits for."""
 
     pending: UUID | None = None
+    waiting: list[UUID] | None = Field(
+        None,
+        max_length=MOST_ARMS,
+        description="Other assignments whose outcomes it waits for. An agent that sends this, if "
+        "only an empty list, gets the work of a run's other arms while it waits.",
+    )
     agent_version: str = Field("", max_length=64)
     encodings: list[Name] = Field(
         ["f32"],
@@ -112,6 +118,7 @@ class CheckInAnswer(Answer):
 
     assignment: Assignment | None
     pending: Outcome | None
+    outcomes: list[Outcome] = Field([], description="Of `waiting`, those that are this client's.")
     retry_after_min: float = Field(description="Seconds.")
     retry_after_max: float = Field(description="Seconds.")
     checkpoint: str | None = Field(None, description="The newest signed ledger checkpoint.")

@@ -44,15 +44,15 @@ UNMEASURED = {
     "with the same settings, and name that run when you ask for the report."
 }
 Scores = Mapping[str, ScoreReport]
-_Z = NormalDist().inv_cdf(0.5 + LEVEL / 2)
 
 
-def wilson(correct: int, total: int) -> tuple[float, float]:
+def wilson(correct: int, total: int, *, level: float = LEVEL) -> tuple[float, float]:
     """Wilson's interval for a share of ``total`` ≥ 1, both from 0 to 1."""
-    share, z2 = correct / total, _Z**2
+    z = NormalDist().inv_cdf(0.5 + level / 2)
+    share, z2 = correct / total, z**2
     centre = (share + z2 / (2 * total)) / (1 + z2 / total)
     spread = math.sqrt(share * (1 - share) / total + z2 / (4 * total**2))
-    half = _Z * spread / (1 + z2 / total)
+    half = z * spread / (1 + z2 / total)
     # At the ends the formula gives 0 and 1 but for rounding.
     return (0.0 if correct == 0 else centre - half, 1.0 if correct == total else centre + half)
 
@@ -71,13 +71,22 @@ def correlation(post: ScoreReport, base: ScoreReport) -> float:
     return found / math.sqrt(math.prod(margins)) if all(margins) else 0.0
 
 
+def difference(
+    post: ScoreReport, base: ScoreReport, *, phi: float = 0.0, level: float = LEVEL
+) -> Interval:
+    """Newcombe's interval of post − base, in points; ``phi`` is the correlation of their hits."""
+    p, q = post.correct / post.total, base.correct / base.total
+    (p_low, p_high), (q_low, q_high) = (
+        wilson(score.correct, score.total, level=level) for score in (post, base)
+    )
+    down, up = _root(p - p_low, q_high - q, phi), _root(p_high - p, q - q_low, phi)
+    return _interval(p - q - down, p - q + up)
+
+
 def gain(post: ScoreReport, base: ScoreReport, *, judged: bool) -> Gain:
     """post − base in points; ``judged``: whether *worse* and *harmed* are said of this baseline."""
     p, q = post.correct / post.total, base.correct / base.total
-    (p_low, p_high), (q_low, q_high) = (wilson(s.correct, s.total) for s in (post, base))
-    phi = correlation(post, base)
-    down, up = _root(p - p_low, q_high - q, phi), _root(p_high - p, q - q_low, phi)
-    interval = _interval(p - q - down, p - q + up)
+    interval = difference(post, base, phi=correlation(post, base))
     # Counts, not fractions: −2 points exactly is not below −2 points.
     lead = post.correct * base.total - base.correct * post.total
     worse = 100 * lead < -WORSE_POINTS * post.total * base.total
@@ -105,10 +114,11 @@ def _interval(low: float, high: float) -> Interval:
 
 def accuracies(scores: Scores) -> dict[str, Accuracy]:
     """Every model's accuracy in percent."""
-    return {name: _accuracy(score) for name, score in sorted(scores.items())}
+    return {name: accuracy(score) for name, score in sorted(scores.items())}
 
 
-def _accuracy(score: ScoreReport) -> Accuracy:
+def accuracy(score: ScoreReport) -> Accuracy:
+    """A model's accuracy in percent."""
     return Accuracy(
         correct=score.correct,
         examples=score.total,

@@ -75,6 +75,7 @@ class Evaluation(Answer):
     client_name: str
     version_id: UUID
     version_number: int
+    arm_id: UUID | None = None
     scores: dict[str, ScoreReport]
     participations: int
     personal_share: float

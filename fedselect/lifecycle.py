@@ -281,17 +281,27 @@ class AfterRound(StrEnum):
     NOTHING = "nothing"  # the run does not go on
 
 
-def after_round(
-    run: RunState, ended: RoundState, *, number: int, attempt: int, rounds: int, max_attempts: int
-) -> AfterRound:
-    """What follows a round that ended, or failed, as ``attempt`` of ``number`` of ``rounds``."""
-    if ended is RoundState.PUBLISHED and number >= rounds and run in {_R.RUNNING, _R.PAUSED}:
-        return AfterRound.EVALUATE
+@dataclass(frozen=True, slots=True)
+class Ended:
+    """A round of one arm that ended, or failed; ``arms_left`` are others that have rounds to go."""
+
+    state: RoundState
+    number: int
+    attempt: int = 1
+    arms_left: int = 0
+
+
+def after_round(run: RunState, ended: Ended, *, rounds: int, max_attempts: int) -> AfterRound:
+    """What follows a round in an arm of so many ``rounds``."""
+    published = ended.state is RoundState.PUBLISHED
+    if published and ended.number >= rounds:
+        alive = run in {_R.RUNNING, _R.PAUSED}
+        return AfterRound.EVALUATE if alive and not ended.arms_left else AfterRound.NOTHING
     if run is not _R.RUNNING:
         return AfterRound.NOTHING
-    if ended is RoundState.PUBLISHED:
+    if published:
         return AfterRound.NEXT
-    if ended is RoundState.ABANDONED and attempt < max_attempts:
+    if ended.state is RoundState.ABANDONED and ended.attempt < max_attempts:
         return AfterRound.RETRY
     return AfterRound.PAUSE
 

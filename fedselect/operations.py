@@ -27,6 +27,7 @@ from fedselect.ledgerdocs import (
     LedgerEntry,
     LedgerKeys,
 )
+from fedselect.policies import MOST_ARMS
 from fedselect.protocol import (
     MOST_HELD,
     Answer,
@@ -169,12 +170,17 @@ class Operations:
         *,
         encodings: Sequence[str] = ("f32",),
         versions: Sequence[str] = (),
+        waiting: Sequence[UUID] | None = None,
     ) -> Flow[CheckInAnswer]:
         """Ask for work that can be done in one of these ``encodings``, and for the outcome of
         ``pending``; ``versions`` are the digests of version files that need not be fetched whole.
+
+        With ``waiting``, the further assignments whose outcomes are awaited, other arms' work may
+        come meanwhile.
         """
         body = CheckIn(
             pending=pending,
+            waiting=None if waiting is None else list(waiting)[:MOST_ARMS],
             agent_version=agent_version,
             encodings=list(encodings),
             versions=list(versions)[:MOST_HELD],

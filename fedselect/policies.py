@@ -6,6 +6,8 @@ client's mask must keep. Must not compute scores (``selection``) or train (``tra
 
 from __future__ import annotations
 
+import hashlib
+from collections.abc import Mapping
 from typing import Any, Literal, Self
 
 from pydantic import (
@@ -236,8 +238,68 @@ class Reporting(Settings):
     )
 
 
+MOST_ARMS = 16
+ARM_CLIENTS = 20  # that a randomized arm has at least
+PARALLEL_BELOW = 50  # clients, unless a mode is given
+
+
+class Arms(Settings):
+    """Several policies in one run, each with a line of versions of its own, to be compared.
+
+    ``parallel``: every client does every arm, with a state for each, so that differences are within
+    clients. ``randomized``: every client does one arm, by a stable hash, at least 20 an arm.
+    """
+
+    mode: Literal["parallel", "randomized"] | None = Field(
+        None,
+        description="Null: chosen when the run is created; parallel below 50 active clients, or "
+        "if an arm would have fewer than 20.",
+    )
+    policies: tuple[Policy, ...] = Field(min_length=1, max_length=MOST_ARMS)
+
+    @model_validator(mode="after")
+    def _names_differ(self) -> Self:
+        names = [policy.name for policy in self.policies]
+        if len(set(names)) < len(names):
+            raise ValueError(f"arms need names that differ, not {', '.join(names)}")
+        return self
+
+    def settled(self, clients: int) -> Arms:
+        """The same with a mode, for so many clients."""
+        if self.mode is not None:
+            return self
+        few = clients < max(PARALLEL_BELOW, ARM_CLIENTS * len(self.policies))
+        return self.model_copy(update={"mode": "parallel" if few else "randomized"})
+
+    def of_client(self, client: str, *, seed: int) -> tuple[Policy, ...]:
+        """The arms that a client does; equal ids and seeds are always split alike."""
+        if self.mode != "randomized":
+            return self.policies
+        digest = hashlib.sha256(f"fedselect-arms/{seed}/{client}".encode()).digest()
+        return (self.policies[int.from_bytes(digest[:8], "big") % len(self.policies)],)
+
+    def check_split(self, clients: Mapping[str, int]) -> None:
+        """Refuse a randomized split into such groups, by name of the arm, if one is too small.
+
+        Raises:
+            SettingsError: ``arm_too_small``.
+        """
+        sizes = {policy.name: clients.get(policy.name, 0) for policy in self.policies}
+        if self.mode != "randomized" or min(sizes.values()) >= ARM_CLIENTS:
+            return
+        shown = ", ".join(f"{name} {size}" for name, size in sizes.items())
+        raise SettingsError(
+            f"randomized arms need at least {ARM_CLIENTS} clients each, but the split is {shown}; "
+            "enrol more clients, name fewer arms, or run the arms in mode parallel",
+            code="arm_too_small",
+        )
+
+
 class RunSettings(Settings):
-    """Everything that decides a run's result, besides its data and its starting weights."""
+    """Everything that decides a run's result, besides its data and its starting weights.
+
+    In a run with ``arms``, ``policy`` is that of the first one.
+    """
 
     rounds: Whole = Field(60, ge=1, le=100_000)
     seed: Whole = Field(0, ge=0, lt=2**63)
@@ -247,17 +309,58 @@ class RunSettings(Settings):
     limits: Limits = Limits()
     wire: Wire = Wire()
     report: Reporting = Reporting()
+    arms: Arms | None = later(None)
+
+    @model_validator(mode="after")
+    def _policy_is_the_first_arms(self) -> Self:
+        if self.arms is not None:
+            first = self.arms.policies[0]
+            if self.policy not in (Policy(), first):
+                raise ValueError("give policy or arms, not both")
+            self.__dict__["policy"] = first  # it is frozen for everybody else
+        return self
 
     @model_validator(mode="after")
     def _mask_is_used(self) -> Self:
-        first = self.policy.first_use()
-        if first is not None and self.rounds <= first:
-            raise ValueError(
-                f"no mask would ever be used: the first one serves participation {first + 1}, but "
-                f"the run has {self.rounds} rounds; raise rounds, or lower policy.start_round or "
-                "policy.interval"
-            )
+        for policy in self.policies:
+            first = policy.first_use()
+            if first is not None and self.rounds <= first:
+                raise ValueError(
+                    f"no mask of {policy.name} would ever be used: the first one serves "
+                    f"participation {first + 1}, but the run has {self.rounds} rounds; raise "
+                    "rounds, or lower policy.start_round or policy.interval"
+                )
         return self
+
+    @property
+    def policies(self) -> tuple[Policy, ...]:
+        """Those of all arms; one in a run that does not speak of arms."""
+        return (self.policy,) if self.arms is None else self.arms.policies
+
+    @property
+    def parallel(self) -> int:
+        """How many arms a client does."""
+        return len(self.policies) if self.arms and self.arms.mode != "randomized" else 1
+
+    def of_arm(self, name: str) -> RunSettings:
+        """The settings of one arm: its policy, and nothing of other arms.
+
+        Raises:
+            SettingsError: ``arm_unknown``.
+        """
+        if self.arms is None:
+            return self
+        for policy in self.arms.policies:
+            if policy.name == name:
+                return self.model_copy(update={"policy": policy, "arms": None})
+        known = ", ".join(policy.name for policy in self.arms.policies)
+        raise SettingsError(f"there is no arm {name!r}; there are {known}", code="arm_unknown")
+
+    def arms_of(self, client: str) -> tuple[str, ...]:
+        """Names of the arms that a client (by its id) does."""
+        if self.arms is None:
+            return (self.policy.name,)
+        return tuple(each.name for each in self.arms.of_client(client, seed=self.seed))
 
     def warnings(self) -> list[str]:
         """Settings that are allowed but rarely meant."""

@@ -22,7 +22,7 @@ from pydantic import (
 from fedselect.deltas import Encoding
 from fedselect.lifecycle import AssignmentState, RoundState, RunState
 from fedselect.masks import BLOCK
-from fedselect.policies import RunSettings
+from fedselect.policies import Policy, RunSettings
 from fedselect.scalars import Whole
 
 MAX_UPLOAD = 5 * 1024**3  # bytes of the largest file
@@ -186,18 +186,28 @@ class RunCreate(Request):
     settings: RunSettings = RunSettings()
 
 
+class ArmInfo(Answer):
+    """One policy of a run, with its own line of versions."""
+
+    id: UUID
+    name: str
+    policy: Policy
+    published: int = Field(description="Rounds published in this arm so far.")
+
+
 class RunInfo(Answer):
     """A run and how far it is."""
 
     id: UUID
     name: str
     model_id: UUID
-    arm_id: UUID
+    arm_id: UUID = Field(description="The first arm.")
+    arms: list[ArmInfo] = []
     state: RunState
     reason: str | None
     settings: RunSettings
     warnings: list[str]
-    published: int = Field(description="Rounds published so far.")
+    published: int = Field(description="Rounds published so far, in every arm.")
     created_at: datetime
 
 
@@ -224,6 +234,7 @@ class RoundInfo(Answer):
 
     id: UUID
     run_id: UUID
+    arm_id: UUID | None = None
     number: int
     attempt: int
     state: RoundState

@@ -21,7 +21,7 @@ from app.db import Tx, per_thread
 from app.errors import Missing
 from app.jobs import Lease, Progress
 from app.storage import Storage
-from app.tables import Assignment, MaskRecord, Model, Round, Run, Upload, Version
+from app.tables import Arm, Assignment, MaskRecord, Model, Round, Run, Upload, Version
 from app.wiring import Coordinator
 from fedselect import wire
 from fedselect.errors import WireError
@@ -74,12 +74,12 @@ def verify(core: Coordinator, lease: Lease, progress: Progress) -> None:
 def _load(core: Coordinator, lease: Lease) -> Order:
     with core.db.transaction(ACTOR, "verify.load") as tx:
         row = tx.session.execute(_wanted(), {"upload": lease.subject_id}).one()
-        upload, model, assignment, run, current, version, mask = row
+        upload, model, assignment, run, arm, current, version, mask = row
         objects.claim(tx, _key(upload), project=upload.project_id, size=upload.size)
     space = ParameterSpace.from_json(model.space)
     if assignment is None:
         return Order(upload, space)
-    settings = RunSettings.model_validate(run.settings)
+    settings = RunSettings.model_validate(run.settings).of_arm(arm.name)
     return Order(upload, space, assignment, mask, current.number, version.sha256, settings)
 
 
@@ -87,10 +87,11 @@ def _load(core: Coordinator, lease: Lease) -> Order:
 def _wanted() -> Select[*tuple[Any, ...]]:
     """All about ``:upload`` in one question; a model's weights have no assignment."""
     return (
-        select(Upload, Model, Assignment, Run, Round, Version, MaskRecord)
+        select(Upload, Model, Assignment, Run, Arm, Round, Version, MaskRecord)
         .outerjoin(Assignment, Assignment.id == Upload.assignment_id)
         .outerjoin(Run, Run.id == Assignment.run_id)
         .join(Model, Model.id == func.coalesce(Upload.model_id, Run.model_id))
+        .outerjoin(Arm, Arm.id == Assignment.arm_id)
         .outerjoin(Round, Round.id == Assignment.round_id)
         .outerjoin(Version, Version.id == Assignment.version_id)
         .outerjoin(MaskRecord, MaskRecord.id == Assignment.mask_id)

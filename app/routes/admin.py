@@ -251,7 +251,11 @@ def get_run(run_id: UUID, call: Call = READ) -> RunInfo:
     operation_id="commandRun",
     summary="Start, pause, resume or stop a run",
     responses=problems(
-        401, 403, 404, 409, codes={409: [*RUN_STATE, *ROUND_STATE, "transition_refused"]}
+        401,
+        403,
+        404,
+        409,
+        codes={409: [*RUN_STATE, *ROUND_STATE, "transition_refused"], 422: ["arm_too_small"]},
     ),
 )
 def command_run(

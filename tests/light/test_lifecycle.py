@@ -23,6 +23,7 @@ from fedselect.lifecycle import (
     AfterRound,
     AssignmentEvent,
     AssignmentState,
+    Ended,
     RoundEvent,
     RoundFacts,
     RoundState,
@@ -338,13 +339,25 @@ def test_what_follows_a_round(run, ended):
         expected = RUNNING[ended][place] if run is V.RUNNING else AfterRound.NOTHING
         if run is V.PAUSED and ended is R.PUBLISHED and number == 9:
             expected = AfterRound.EVALUATE
-        found = after_round(run, ended, number=number, attempt=attempt, rounds=9, max_attempts=5)
+        found = after_round(run, Ended(ended, number, attempt), rounds=9, max_attempts=5)
         assert found is expected
+
+
+@pytest.mark.parametrize("run", RunState)
+@pytest.mark.parametrize("left", [1, 7])
+def test_a_run_is_evaluated_when_its_last_arm_is_through(run, left):
+    found = after_round(run, Ended(R.PUBLISHED, 9, arms_left=left), rounds=9, max_attempts=5)
+    assert found is AfterRound.NOTHING
+    for ended in ENDS:
+        for place in ((8, 1), (8, 5)):
+            alone = after_round(run, Ended(ended, *place), rounds=9, max_attempts=5)
+            among = Ended(ended, *place, arms_left=left)
+            assert after_round(run, among, rounds=9, max_attempts=5) is alone
 
 
 @pytest.mark.parametrize("attempt", [1, 4, 5, 6])
 def test_the_last_try_pauses_the_run(attempt):
-    found = after_round(V.RUNNING, R.ABANDONED, number=1, attempt=attempt, rounds=9, max_attempts=5)
+    found = after_round(V.RUNNING, Ended(R.ABANDONED, 1, attempt), rounds=9, max_attempts=5)
     assert found is (AfterRound.RETRY if attempt < 5 else AfterRound.PAUSE)
 
 

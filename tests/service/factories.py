@@ -227,7 +227,9 @@ def make_model(
 def settings(
     *,
     rounds: int = 1,
+    seed: int = 0,
     policy: Json | None = None,
+    arms: Json | None = None,
     encoding: str = "f32",
     report: Json | None = None,
     **rules: Any,
@@ -239,7 +241,8 @@ def settings(
     policy = policy or {"personal": "learned", "start_round": 0, "growth": 0}
     return {
         "rounds": rounds,
-        "policy": policy,
+        "seed": seed,
+        **({"arms": arms} if arms else {"policy": policy}),
         "training": {"steps": 2},
         "round": rules,
         "wire": {"encoding": encoding},

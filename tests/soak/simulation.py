@@ -462,9 +462,7 @@ class Coordinator:
             self.discard(tx, ended)
         step = lifecycle.after_round(
             self.db.run.state,
-            ended.state,
-            number=ended.number,
-            attempt=ended.attempt,
+            lifecycle.Ended(ended.state, ended.number, ended.attempt),
             rounds=self.db.rounds_wanted,
             max_attempts=self.db.policy.max_attempts,
         )

@@ -1,0 +1,72 @@
+"""The arms of a run: which there are, who does which, and which still have rounds to go.
+
+Owns these questions. Must not change anything: arms are made with their run (``runs``), and move on
+in ``rounds``.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from uuid import UUID
+
+from sqlalchemy import func, select
+
+from app.db import Tx
+from app.errors import Invalid
+from app.tables import Arm, Client, Run, Version
+from fedselect.policies import RunSettings
+
+
+def of_run(tx: Tx, run: Run) -> list[Arm]:
+    """A run's arms in the order of its settings."""
+    order = [policy.name for policy in RunSettings.model_validate(run.settings).policies]
+    found = tx.session.scalars(select(Arm).where(Arm.run_id == run.id)).all()
+    return sorted(found, key=lambda arm: order.index(arm.name))
+
+
+def named(tx: Tx, run: Run, name: str | None) -> Arm:
+    """One arm of a run, the first if no name is given.
+
+    Raises:
+        Invalid: ``arm_unknown``.
+    """
+    found = of_run(tx, run)
+    for arm in found:
+        if name in {None, arm.name}:
+            return arm
+    known = ", ".join(arm.name for arm in found)
+    raise Invalid(f"run {run.name} has no arm {name!r}; it has {known}", code="arm_unknown")
+
+
+def settings_of(tx: Tx, run: Run, arm_id: UUID) -> RunSettings:
+    """The settings of one arm, as its clients get them."""
+    settings = RunSettings.model_validate(run.settings)
+    return settings.of_arm(tx.session.get_one(Arm, arm_id).name) if settings.arms else settings
+
+
+def left(tx: Tx, run: Run, rounds: int, *, but: UUID) -> int:
+    """How many of the run's other arms have not published so many rounds."""
+    tx.session.flush()
+    through = select(Version.arm_id).where(Version.number >= rounds)
+    query = select(func.count()).where(Arm.run_id == run.id, Arm.id != but, Arm.id.not_in(through))
+    return tx.session.scalar(query.select_from(Arm)) or 0
+
+
+def clients_of(tx: Tx, run: Run) -> Sequence[UUID]:
+    """The clients that may take part in a run, by name."""
+    active = select(Client.id).where(Client.project_id == run.project_id, Client.state == "active")
+    return tx.session.scalars(active.order_by(Client.name)).all()
+
+
+def check_split(tx: Tx, run: Run) -> None:
+    """Refuse to split too few clients among arms.
+
+    Raises:
+        SettingsError: ``arm_too_small``.
+    """
+    settings = RunSettings.model_validate(run.settings)
+    if settings.arms is None or settings.arms.mode != "randomized":
+        return
+    every = clients_of(tx, run)
+    settings.arms.check_split(Counter(settings.arms_of(str(each))[0] for each in every))
