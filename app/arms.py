@@ -13,7 +13,6 @@ from uuid import UUID
 from sqlalchemy import func, select
 
 from app.db import Tx
-from app.errors import Invalid
 from app.tables import Arm, Client, Run, Version
 from fedselect.policies import RunSettings
 
@@ -23,20 +22,6 @@ def of_run(tx: Tx, run: Run) -> list[Arm]:
     order = [policy.name for policy in RunSettings.model_validate(run.settings).policies]
     found = tx.session.scalars(select(Arm).where(Arm.run_id == run.id)).all()
     return sorted(found, key=lambda arm: order.index(arm.name))
-
-
-def named(tx: Tx, run: Run, name: str | None) -> Arm:
-    """One arm of a run, the first if no name is given.
-
-    Raises:
-        Invalid: ``arm_unknown``.
-    """
-    found = of_run(tx, run)
-    for arm in found:
-        if name in {None, arm.name}:
-            return arm
-    known = ", ".join(arm.name for arm in found)
-    raise Invalid(f"run {run.name} has no arm {name!r}; it has {known}", code="arm_unknown")
 
 
 def settings_of(tx: Tx, run: Run, arm_id: UUID) -> RunSettings:

@@ -27,7 +27,6 @@ from app.tables import (
     MaskRecord,
     Model,
     Round,
-    Run,
     Transition,
     Update,
     Upload,
@@ -40,7 +39,7 @@ from fedselect.lifecycle import AssignmentState, RoundState
 from fedselect.masks import Mask, packed_size
 from fedselect.overlap import History, Stage, wanted
 from fedselect.policies import RunSettings
-from fedselect.protocol import RunInfo
+from fedselect.protocol import ArmInfo, RunInfo
 from fedselect.reportdoc import MaskReading, RunPart, RunReport
 from fedselect.reporting import Evaluated, Measured, Stored, Work, assemble, budget, unlike
 from fedselect.space import ParameterSpace
@@ -90,28 +89,40 @@ def report(core: Coordinator, found: Found) -> RunReport:
         _ROOM.release()
 
 
-def find(tx: Tx, principal: Principal, run_id: UUID, *, fedavg: UUID | None = None) -> Found:
-    """All rows that a report of this run is made of; ``fedavg`` is a FedAvg run to compare with.
+def find(
+    tx: Tx,
+    principal: Principal,
+    run_id: UUID,
+    *,
+    arm: str | None = None,
+    fedavg: UUID | None = None,
+) -> Found:
+    """All rows that a report of an arm of this run (by default the first) is made of; ``fedavg`` is
+    a FedAvg run to compare with, if not the run's own arm of parallel ones.
 
     Raises:
         Missing: there is no such run in the principal's project.
-        Invalid: ``baseline_unfit``: the other one is not FedAvg at equal gradient steps.
+        Invalid: ``arm_unknown``; ``baseline_unfit``: the other one is not FedAvg at equal gradient
+            steps.
     """
     run = runs.get(tx, principal, run_id)
-    info = runs.info(tx, run)
+    whole = runs.info(tx, run)
+    info = runs.of_arm(whole, arm)
     model = tx.session.get_one(Model, run.model_id)
-    evaluations, version = _evaluations(tx, run.id)
+    evaluations, version = _evaluations(tx, info.arm_id)
+    if fedavg is None and whole.settings.parallel > 1 and _fedavg_arm(info, whole):
+        fedavg = run.id
     if fedavg is not None:
-        tuned = _tuned(tx, run, runs.get(tx, principal, fedavg), info.settings)
+        tuned = _tuned(tx, info, runs.info(tx, runs.get(tx, principal, fedavg)))
         evaluations = [replace(each, tuned=tuned.get(each.client_id)) for each in evaluations]
     every = max(1, math.ceil(info.published / MOST_ROUNDS))
-    rows = tx.session.execute(_masks(run.id, info.published, every)).all()
+    rows = tx.session.execute(_masks(info.arm_id, info.published, every)).all()
     return Found(
         run=_part(info, model, version),
         settings=info.settings,
         space=ParameterSpace.from_json(model.space),
         evaluations=evaluations,
-        work=_work(tx, run.id),
+        work=_work(tx, info.arm_id),
         every=every,
         clients_known=rows[0].known if rows else 0,
         histories=_histories(rows),
@@ -139,12 +150,12 @@ def _part(run: RunInfo, model: Model, version: int | None) -> RunPart:
     )
 
 
-def _evaluations(tx: Tx, run_id: UUID) -> tuple[list[Evaluated], int | None]:
+def _evaluations(tx: Tx, arm_id: UUID) -> tuple[list[Evaluated], int | None]:
     """The evaluations of the newest version that has any, and its number."""
     newest = (
         select(Version.id)
         .join(EvaluationRecord, EvaluationRecord.version_id == Version.id)
-        .where(EvaluationRecord.run_id == run_id)
+        .where(Version.arm_id == arm_id)
         .order_by(Version.number.desc())
         .limit(1)
         .scalar_subquery()
@@ -153,7 +164,7 @@ def _evaluations(tx: Tx, run_id: UUID) -> tuple[list[Evaluated], int | None]:
         select(EvaluationRecord.report, Client.id, Client.name, Version.number)
         .join(Client, Client.id == EvaluationRecord.client_id)
         .join(Version, Version.id == EvaluationRecord.version_id)
-        .where(EvaluationRecord.run_id == run_id, EvaluationRecord.version_id == newest)
+        .where(EvaluationRecord.version_id == newest)
         .order_by(Client.name)
     )
     rows = tx.session.execute(query).all()
@@ -161,23 +172,38 @@ def _evaluations(tx: Tx, run_id: UUID) -> tuple[list[Evaluated], int | None]:
     return found, rows[0].number if rows else None
 
 
-def _tuned(tx: Tx, run: Run, other: Run, settings: RunSettings) -> dict[UUID, EvaluationReport]:
-    """What the clients of a FedAvg run have reported of it."""
-    why = unlike(settings, RunSettings.model_validate(other.settings))
+def _fedavg_arm(run: RunInfo, other: RunInfo) -> ArmInfo | None:
+    """The arm of a run that is FedAvg at this one's gradient steps, if there is one."""
+    return next(
+        (
+            arm
+            for arm in other.arms
+            if arm.id != run.arm_id
+            and unlike(run.settings, other.settings.of_arm(arm.name)) is None
+        ),
+        None,
+    )
+
+
+def _tuned(tx: Tx, run: RunInfo, other: RunInfo) -> dict[UUID, EvaluationReport]:
+    """What the clients of a FedAvg run, or of the FedAvg arm of one, have reported of it."""
+    arm = _fedavg_arm(run, other)
+    why = unlike(run.settings, other.settings.of_arm(other.arms[0].name))
     if other.model_id != run.model_id:
-        why = "it is of another model"
-    if why is not None:
+        arm, why = None, "it is of another model"
+    if arm is None:
+        why = why or "it is this very arm"
         raise Invalid(f"run {other.name} is no baseline: {why}", code="baseline_unfit")
-    return {each.client_id: each.report for each in _evaluations(tx, other.id)[0]}
+    return {each.client_id: each.report for each in _evaluations(tx, arm.id)[0]}
 
 
-def _masks(run_id: UUID, published: int, every: int) -> Select[Any]:
+def _masks(arm_id: UUID, published: int, every: int) -> Select[Any]:
     """The masks of the chosen clients in every so many rounds; erased clients have none."""
     counted = (
         select(Update.client_id)
         .join(Version, Version.round_id == Update.round_id)
         .join(Round, Round.id == Update.round_id)
-        .where(Round.run_id == run_id, Update.withdrawn_at.is_(None))
+        .where(Round.arm_id == arm_id, Update.withdrawn_at.is_(None))
     )
     chosen = (
         select(Client.id, Client.name, func.count().over().label("known"))
@@ -193,7 +219,7 @@ def _masks(run_id: UUID, published: int, every: int) -> Select[Any]:
         .join(Round, Round.id == Update.round_id)
         .join(Version, Version.round_id == Round.id)
         .join(MaskRecord, MaskRecord.id == Update.mask_id)
-        .where(Round.run_id == run_id, Update.withdrawn_at.is_(None))
+        .where(Round.arm_id == arm_id, Update.withdrawn_at.is_(None))
         .where((published - Round.number) % every == 0)
         .order_by(chosen.c.name, Round.number)
     )
@@ -214,9 +240,9 @@ def _seconds(span: Any) -> Any:
     return extract("epoch", span)
 
 
-def _work(tx: Tx, run_id: UUID) -> Work:
-    rounds = tx.session.execute(_rounds(run_id)).one()
-    clients = tx.session.execute(_deliveries(run_id)).all()
+def _work(tx: Tx, arm_id: UUID) -> Work:
+    rounds = tx.session.execute(_rounds(arm_id)).one()
+    clients = tx.session.execute(_deliveries(arm_id)).all()
     return Work(
         elapsed=None if rounds.elapsed is None else float(rounds.elapsed),
         collecting=float(rounds.collecting or 0),
@@ -229,12 +255,12 @@ def _work(tx: Tx, run_id: UUID) -> Work:
     )
 
 
-def _rounds(run_id: UUID) -> Select[Any]:
+def _rounds(arm_id: UUID) -> Select[Any]:
     """How many rounds ended how, and where the time of the published ones went."""
     frozen = (  # a round that was taken up again froze once, the first time
         select(Transition.subject_id, func.min(Transition.created_at).label("at"))
         .join(Round, Round.id == Transition.subject_id)
-        .where(Round.run_id == run_id, Transition.to_state == RoundState.AGGREGATING.value)
+        .where(Round.arm_id == arm_id, Transition.to_state == RoundState.AGGREGATING.value)
         .group_by(Transition.subject_id)
         .subquery()
     )
@@ -250,11 +276,11 @@ def _rounds(run_id: UUID) -> Select[Any]:
         )
         .select_from(Round)
         .outerjoin(frozen, frozen.c.subject_id == Round.id)
-        .where(Round.run_id == run_id)
+        .where(Round.arm_id == arm_id)
     )
 
 
-def _deliveries(run_id: UUID) -> Select[Any]:
+def _deliveries(arm_id: UUID) -> Select[Any]:
     """What every client has delivered, and the time from being asked to a complete upload."""
     refused = Assignment.state == AssignmentState.REJECTED.value
     return (
@@ -265,7 +291,7 @@ def _deliveries(run_id: UUID) -> Select[Any]:
             func.sum(_seconds(Upload.completed_at - Assignment.created_at)).label("seconds"),
         )
         .join(Upload, Upload.assignment_id == Assignment.id)
-        .where(Assignment.run_id == run_id, Upload.completed_at.is_not(None))
+        .where(Assignment.arm_id == arm_id, Upload.completed_at.is_not(None))
         .group_by(Assignment.client_id)
     )
 

@@ -14,7 +14,7 @@ from sqlalchemy import Select, func, select
 from app import catalog, ledger
 from app.auth import Principal
 from app.db import Tx
-from app.errors import Conflict, Missing
+from app.errors import Conflict, Invalid, Missing
 from app.tables import Arm, Assignment, Client, ManifestRecord, Round, Run, Upload, Version
 from fedselect import __version__, growth
 from fedselect.lifecycle import RunState
@@ -173,6 +173,21 @@ def _info(run: Run, found: dict[tuple[UUID, str], tuple[UUID, int]]) -> RunInfo:
         published=min(arm.published for arm in arms),
         created_at=run.created_at,
     )
+
+
+def of_arm(run: RunInfo, name: str | None) -> RunInfo:
+    """A run as if it had but one arm: the one of this name, or the first.
+
+    Raises:
+        Invalid: ``arm_unknown``.
+    """
+    for arm in run.arms:
+        if name in {None, arm.name}:
+            settings = run.settings.of_arm(arm.name)
+            alone = {"arm_id": arm.id, "published": arm.published, "settings": settings}
+            return run.model_copy(update={**alone, "arms": [arm]})
+    known = ", ".join(arm.name for arm in run.arms)
+    raise Invalid(f"run {run.name} has no arm {name!r}; it has {known}", code="arm_unknown")
 
 
 def listed(principal: Principal) -> Select[Run]:

@@ -15,8 +15,9 @@ from uuid import UUID
 
 import typer
 
-from fedselect import admin_access, admin_hooks, admin_versions
+from fedselect import admin_access, admin_hooks, admin_versions, comparison, comparisonpage
 from fedselect.client import Client
+from fedselect.comparedoc import Comparison
 from fedselect.errors import FedSelectError
 from fedselect.estimatedocs import RunEstimate
 from fedselect.evaluations import Evaluation
@@ -185,16 +186,34 @@ def report_run(
     run_id: RunId,
     html: Annotated[Path | None, typer.Option(help="Write it as a page to this file.")] = None,
     csv: Annotated[Path | None, typer.Option(help="Write a line per client to this file.")] = None,
+    arm: Annotated[str | None, typer.Option(help="Name of the arm; by default the first.")] = None,
     fedavg: Annotated[
         UUID | None, typer.Option(help="Id of a FedAvg run of the same settings, to compare with.")
     ] = None,
 ) -> RunReport:
     """Say who gained, who lost, what a run cost and what it personalized."""
-    report = client.run_report(run_id, fedavg=fedavg)
+    report = client.run_report(run_id, arm=arm, fedavg=fedavg)
     for path, write in ((html, page), (csv, table)):
         if path is not None:
             _write(path, write(report))
     return report
+
+
+@command(runs, "compare", columns=("text",), rows="reasons")
+def compare_run(
+    client: Client,
+    run_id: RunId,
+    html: Annotated[Path | None, typer.Option(help="Write it as a page to this file.")] = None,
+    csv: Annotated[
+        Path | None, typer.Option(help="Write a line per client and arm to this file.")
+    ] = None,
+) -> Comparison:
+    """Say which of a run's arms to use, and whether the data can tell."""
+    found = client.comparison(run_id)
+    for path, write in ((html, comparisonpage.page), (csv, comparison.table)):
+        if path is not None:
+            _write(path, write(found))
+    return found
 
 
 @command(rounds, "list", columns=("number", "attempt", "state", "id", "opened_at", "reason"))

@@ -9,6 +9,7 @@ from __future__ import annotations
 from uuid import UUID
 
 from fedselect import exchange
+from fedselect.comparedoc import Comparison
 from fedselect.exchange import Flow
 from fedselect.hooks import (
     DeliveryInfo,
@@ -114,6 +115,13 @@ class Administration(Operations):
     def end_member(self, member_id: UUID) -> Flow[MemberInfo]:
         """End a membership now."""
         return self._post(f"/v1/members/{member_id}/end", MemberInfo)
+
+    # --- arms ----------------------------------------------------------------------------------
+
+    @operation
+    def comparison(self, run_id: UUID) -> Flow[Comparison]:
+        """A run's arms side by side, and which of them to use."""
+        return self._get(f"/v1/runs/{run_id}/comparison", Comparison)
 
     # --- versions ------------------------------------------------------------------------------
 

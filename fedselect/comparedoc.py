@@ -150,3 +150,8 @@ class Comparison(Answer):
     differences: list[Difference] = Field(description="Every pair of arms, once.")
     recommendation: Recommendation
     clients: list[ClientInArm] = Field(description="By name, then in the order of the arms.")
+
+    @property
+    def reasons(self) -> list[Reason]:
+        """Why the recommendation is what it is."""
+        return self.recommendation.reasons

@@ -366,9 +366,14 @@ class Operations:
         return exchange.get(path, RunEstimate, retries=self._retries, query=query)
 
     @operation
-    def run_report(self, run_id: UUID, *, fedavg: UUID | None = None) -> Flow[RunReport]:
-        """What a run did for each client, also against a ``fedavg`` run of the same settings."""
+    def run_report(
+        self, run_id: UUID, *, arm: str | None = None, fedavg: UUID | None = None
+    ) -> Flow[RunReport]:
+        """What an arm of a run (by default its first) did for each client, also against a
+        ``fedavg`` run of the same settings.
+        """
         query = {"fedavg": str(fedavg)} if fedavg else {}
+        query |= {"arm": arm} if arm else {}
         path = f"/v1/runs/{run_id}/report"
         return exchange.get(path, RunReport, retries=self._retries, query=query)
 

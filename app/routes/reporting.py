@@ -8,11 +8,12 @@ from uuid import UUID
 
 from fastapi import APIRouter, Header, Query, Response
 
-from app import media, runreports
+from app import comparisons, media, runreports
 from app.auth import Scope
 from app.routes import problems
 from app.web import Call, require
-from fedselect import reporting, reportpage
+from fedselect import comparison, comparisonpage, pages, reporting, reportpage
+from fedselect.comparedoc import Comparison
 from fedselect.reportdoc import RunReport
 
 router = APIRouter(prefix="/v1", tags=["reports"])
@@ -20,6 +21,17 @@ READ = require(Scope.ROUND_READ)
 FORMS = {"application/json": "json", "text/html": "html", "text/csv": "csv"}
 # A page may use the one stylesheet that it carries, and nothing else.
 PAGE = {"Content-Security-Policy": f"{reportpage.CSP}; frame-ancestors 'none'"}
+Form = Annotated[
+    Literal["json", "html", "csv"] | None,
+    Query(alias="format", description="Else what `Accept` prefers; JSON if it does not say."),
+]
+COMPARED_PAGE = {"Content-Security-Policy": f"{pages.CSP}; frame-ancestors 'none'"}
+COMPARED: dict[str, Callable[[Comparison], Response]] = {
+    "html": lambda found: Response(
+        comparisonpage.page(found), headers=COMPARED_PAGE, media_type="text/html"
+    ),
+    "csv": lambda found: Response(comparison.table(found), media_type="text/csv"),
+}
 WRITTEN: dict[str, Callable[[RunReport], Response]] = {
     "html": lambda report: Response(reportpage.page(report), headers=PAGE, media_type="text/html"),
     "csv": lambda report: Response(reporting.table(report), media_type="text/csv"),
@@ -34,28 +46,51 @@ TEXT: dict[str, Any] = {"schema": {"type": "string"}}
     summary="Who gained, who lost, what it cost, what was personalized",
     response_model=RunReport,
     responses={
-        **problems(401, 403, 404, 503, codes={422: ["baseline_unfit"], 503: BUSY}),
+        **problems(401, 403, 404, 503, codes={422: ["arm_unknown", "baseline_unfit"], 503: BUSY}),
         200: {"content": {"text/html": TEXT, "text/csv": TEXT}},
     },
 )
 def get_run_report(
     run_id: UUID,
-    form: Annotated[
-        Literal["json", "html", "csv"] | None,
-        Query(alias="format", description="Else what `Accept` prefers; JSON if it does not say."),
+    form: Form = None,
+    arm: Annotated[
+        str | None, Query(max_length=64, description="Name of the arm; by default the first.")
     ] = None,
     fedavg: Annotated[
         UUID | None,
         Query(
             description="A run of the policy `fedavg` on the same model with the same rounds and "
-            "training: its clients' own models are then the baseline `fedavg_ft`."
+            "training: its clients' own models are then the baseline `fedavg_ft`. By default the "
+            "run's own FedAvg arm, if its arms are parallel and it has one."
         ),
     ] = None,
     accept: Annotated[str | None, Header(include_in_schema=False)] = None,
     call: Call = READ,
 ) -> RunReport | Response:
     """The last evaluation of each client, with intervals; as JSON, a page, or a line per client."""
-    found = call.run(lambda tx: runreports.find(tx, call.who, run_id, fedavg=fedavg))
+    found = call.run(lambda tx: runreports.find(tx, call.who, run_id, arm=arm, fedavg=fedavg))
     report = runreports.report(call.core, found)
     wanted = form or FORMS[media.preferred(accept, list(FORMS))]
     return WRITTEN[wanted](report) if wanted in WRITTEN else report
+
+
+@router.get(
+    "/runs/{run_id}/comparison",
+    operation_id="getRunComparison",
+    summary="Which of a run's arms this federation should use, and whether the data can tell",
+    response_model=Comparison,
+    responses={
+        **problems(401, 403, 404),
+        200: {"content": {"text/html": TEXT, "text/csv": TEXT}},
+    },
+)
+def get_run_comparison(
+    run_id: UUID,
+    form: Form = None,
+    accept: Annotated[str | None, Header(include_in_schema=False)] = None,
+    call: Call = READ,
+) -> Comparison | Response:
+    """Arms side by side, with intervals; as JSON, a page, or a line per client and arm."""
+    found = call.run(lambda tx: comparisons.find(tx, call.who, run_id)).comparison()
+    wanted = form or FORMS[media.preferred(accept, list(FORMS))]
+    return COMPARED[wanted](found) if wanted in COMPARED else found

@@ -365,7 +365,8 @@ def test_randomized_clients_do_one_arm_and_evaluate_it(project: Project) -> None
         "UPDATE rounds SET selection_ends = opened_at, report_ends = opened_at "
         "WHERE project_id = :project"
     )
-    pass_time(project)
+    for _ in range(2):  # the end of the selection, then that of the reports
+        pass_time(project)
     assert trial.run()["state"] == "evaluating"
     rows = project.sql(
         "SELECT c.name, a.name FROM assignments s JOIN clients c ON c.id = s.client_id "
