@@ -27,6 +27,10 @@ RANDOM = preset("random", start_round=2)
 Counts = list[tuple[int, int]]  # (correct of post, examples) by client
 
 
+def renamed(policy: Policy, name: str) -> Policy:
+    return policy.model_copy(update={"name": name})
+
+
 def report(post: int, total: int, **changes: object) -> EvaluationReport:
     given = {
         "scores": {
@@ -311,9 +315,7 @@ def test_a_control_is_never_recommended_and_a_warning_if_it_does_as_well() -> No
     assert [arm.control for arm in found.arms] == [True, False, False]
     behind = compared(scored(0, RANDOM, counts), scored(1, FEDPER, ahead))
     assert "control_as_good" not in codes(behind)
-    alone = compared(
-        scored(0, RANDOM, counts), scored(1, preset("random", name="r2", start_round=3), counts)
-    )
+    alone = compared(scored(0, RANDOM, counts), scored(1, renamed(RANDOM, "r2"), counts))
     assert codes(alone) == ["controls_only"]
 
 
@@ -325,7 +327,7 @@ def test_a_better_worst_client_elsewhere_is_said() -> None:
     assert "worst_client" in codes(found)
 
 
-@pytest.mark.parametrize("state", set(RunState) - {RunState.FINISHED})
+@pytest.mark.parametrize("state", [s for s in RunState if s is not RunState.FINISHED])
 def test_a_run_that_has_not_finished_recommends_nothing(state: RunState) -> None:
     counts = drawn(0.6)
     found = compared(scored(0, LOCAL, counts), scored(1, FEDPER, shifted(counts, 0.2)), state=state)
@@ -373,7 +375,7 @@ def test_the_table_has_a_line_for_every_client_in_every_arm() -> None:
 
 def test_the_page_says_what_the_document_says() -> None:
     counts = drawn(0.6)
-    named = scored(0, preset("local", name="all-mine"), counts)
+    named = scored(0, renamed(LOCAL, "all-mine"), counts)
     found = compared(named, scored(1, FEDPER, shifted(counts, 0.2)), scored(2, RANDOM, counts))
     page = comparisonpage.page(found)
     assert "<script" not in page
