@@ -16,7 +16,8 @@ from app import catalog, runs
 from app.auth import Principal
 from app.db import Tx
 from app.tables import Assignment, Client, EvaluationRecord, Model, Round, Run, Update, Upload
-from fedselect.estimate import estimate, single_tensor
+from fedselect.armestimate import estimate_run
+from fedselect.estimate import single_tensor
 from fedselect.estimatedocs import (
     Errors,
     Estimate,
@@ -60,17 +61,19 @@ def of_run(
     settings = RunSettings.model_validate(run.settings)
     clients = actual.clients or _active(tx, run)
     if actual.rounds:
-        settings = settings.model_copy(update={"rounds": actual.rounds})
+        # Of one arm: what all have published, evenly.
+        rounds = max(1, round(actual.rounds / len(settings.policies)))
+        settings = settings.model_copy(update={"rounds": rounds})
     asked = EstimateCreate(
         model_id=run.model_id,
         settings=settings,
-        clients=max(clients, settings.round.quorum),
+        clients=max(clients, settings.round.quorum * len(settings.policies) // settings.parallel),
         links=[link],
         examples=examples or 1000,
         measured=measured,
     )
     space = ParameterSpace.from_json(tx.session.get_one(Model, run.model_id).space)
-    found = estimate(asked, space, round_seconds=actual.round_seconds)
+    found = estimate_run(asked, space, round_seconds=actual.round_seconds)
     return RunEstimate(run_id=run.id, estimate=found, actual=actual, errors=_errors(found, actual))
 
 
@@ -90,12 +93,13 @@ def _spent(tx: Tx, run: Run) -> tuple[Spent, int]:
     clients, sent, fetched, examples = tx.session.execute(_training(run)).one()
     reports, received, control_up, control_down = tx.session.execute(_reports(run)).one()
     evaluated = tx.session.scalar(_evaluations(run)) or 0
-    whole = 0 < clients <= reports
+    arms = RunSettings.model_validate(run.settings).parallel
+    whole = 0 < clients * arms <= reports
     down = received if whole else int(fetched or 0) + int(evaluated)
     return (
         Spent(
             rounds=len(published),
-            clients=max(clients, reports),
+            clients=max(clients, reports // arms),
             reports=reports,
             up=int(sent or 0),
             down=int(down),

@@ -110,8 +110,7 @@ def find(
     info = runs.of_arm(whole, arm)
     model = tx.session.get_one(Model, run.model_id)
     evaluations, version = _evaluations(tx, info.arm_id)
-    if fedavg is None and whole.settings.parallel > 1 and _fedavg_arm(info, whole):
-        fedavg = run.id
+    fedavg = fedavg or _own_fedavg(info, whole)
     if fedavg is not None:
         tuned = _tuned(tx, info, runs.info(tx, runs.get(tx, principal, fedavg)))
         evaluations = [replace(each, tuned=tuned.get(each.client_id)) for each in evaluations]
@@ -183,6 +182,11 @@ def _fedavg_arm(run: RunInfo, other: RunInfo) -> ArmInfo | None:
         ),
         None,
     )
+
+
+def _own_fedavg(arm: RunInfo, run: RunInfo) -> UUID | None:
+    """The run itself, if its clients also did FedAvg, in another arm."""
+    return run.id if run.settings.parallel > 1 and _fedavg_arm(arm, run) else None
 
 
 def _tuned(tx: Tx, run: RunInfo, other: RunInfo) -> dict[UUID, EvaluationReport]:

@@ -154,8 +154,19 @@ class Against(Answer):
     of_central: float | None
 
 
+class ArmEstimate(Answer):
+    """What one arm of a run would cost, as if it were alone."""
+
+    name: str
+    clients: int = Field(description="That do this arm.")
+    masks: list[Stretch]
+    client: Traffic
+    run: Traffic
+    of_fedavg: float
+
+
 class Estimate(Answer):
-    """What a run would cost."""
+    """What a run would cost; of a run with arms the sums over them, ``masks`` are the first's."""
 
     format: Literal["fedselect-estimate/1"] = "fedselect-estimate/1"
     elements: int
@@ -176,6 +187,7 @@ class Estimate(Answer):
     storage: Storage
     against: Against
     assumptions: list[str] = Field(description="What was not known, in words.")
+    arms: list[ArmEstimate] = Field([], description="Each of a run of several.")
 
 
 # --- afterwards --------------------------------------------------------------------------------

@@ -6,8 +6,10 @@ service computes from the same updates bit for bit (same torch build, one torch 
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 
@@ -73,6 +75,8 @@ def simulate(
         SpaceError: the tasks' models differ.
         TrainingError: a client's training failed.
     """
+    if settings.arms is not None:
+        raise FedSelectError("a run with arms is simulated by simulate_arms", code="task_invalid")
     clients = _enrol(tasks)
     coordinator = _Coordinator(next(iter(clients.values())).learner)
     origin = coordinator.values
@@ -86,6 +90,39 @@ def simulate(
         if progress is not None:
             progress(number)
     return _result(coordinator, clients, settings, origin=origin)
+
+
+def simulate_arms(
+    tasks: Mapping[str, Task],
+    settings: RunSettings,
+    *,
+    ids: Mapping[str, str] | None = None,
+    order: Callable[[str, int, list[str]], list[str]] | None = None,
+    progress: Callable[[str, int], None] | None = None,
+) -> dict[str, Simulation]:
+    """:func:`simulate` each arm of a run, by name; they share nothing but version 0.
+
+    Randomized arms are split by ``ids`` of the clients, their names if None. ``order`` and
+    ``progress`` are also told the arm. ``bytes_down`` counts each arm as if it were alone; in the
+    service a file that two arms share is fetched once.
+
+    Raises:
+        FedSelectError: as :func:`simulate`; or a randomized arm has too few clients.
+    """
+    arms = settings.arms and settings.arms.settled(len(tasks))
+    settings = settings.model_copy(update={"arms": arms})
+    mine = {name: settings.arms_of((ids or {}).get(name, name)) for name in tasks}
+    if arms is not None and arms.mode == "randomized":
+        arms.check_split(Counter(first for first, *_ in mine.values()))
+    return {
+        policy.name: simulate(
+            {name: task for name, task in tasks.items() if policy.name in mine[name]},
+            settings.of_arm(policy.name),
+            order=order and partial(order, policy.name),
+            progress=progress and partial(progress, policy.name),
+        )
+        for policy in settings.policies
+    }
 
 
 def _result(

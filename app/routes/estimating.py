@@ -11,7 +11,7 @@ from app import estimates
 from app.auth import Scope
 from app.routes import problems
 from app.web import Call, require
-from fedselect.estimate import estimate
+from fedselect.armestimate import estimate_run
 from fedselect.estimatedocs import Estimate, EstimateCreate, Measured, RunEstimate
 
 router = APIRouter(prefix="/v1", tags=["estimates"])
@@ -28,13 +28,17 @@ Link = Annotated[
     operation_id="makeEstimate",
     summary="Estimate what a run would cost",
     responses=problems(
-        401, 403, 404, 413, codes={422: ["settings_invalid", "space_invalid", "link_unknown"]}
+        401,
+        403,
+        404,
+        413,
+        codes={422: ["settings_invalid", "space_invalid", "link_unknown"]},
     ),
 )
 def make_estimate(body: EstimateCreate, call: Call = READ) -> Estimate:
     """A question, not a thing: nothing is created, asking again changes nothing."""
     space = call.run(lambda tx: estimates.space_of(tx, call.who, body))
-    return estimate(body, space)
+    return estimate_run(body, space)
 
 
 @router.get(

@@ -43,6 +43,7 @@ SPACE = ParameterSpace.of(
     ]
 )
 A, R = AssignmentState, RoundState
+ARM = 1000  # more versions than any arm has
 OPEN = {A.ASSIGNED, A.RESERVED}
 
 
@@ -130,9 +131,11 @@ class Coordinator:
     ledger: Ledger = field(default_factory=Ledger)
     delta: DeltaEncoding | None = None  # of updates, and of what versions add to each other
     steps: list[bytes] = field(default_factory=list)  # the file that leads from n to n + 1
+    arm: int = 0  # another arm has other ids, versions and objects
+    reach: float = 1.0  # of the first weights
 
     def __post_init__(self) -> None:
-        start = np.linspace(-1, 1, SPACE.dim).astype(np.float32)
+        start = np.linspace(-self.reach, self.reach, SPACE.dim).astype(np.float32)
         self._add_version(start)
         self.settings = RunSettings(
             rounds=max(self.rounds, 3),
@@ -160,7 +163,7 @@ class Coordinator:
             case "POST", ["check-ins"]:
                 return self._check_in(checkindocs.CheckIn.model_validate_json(request.content))
             case "GET", ["versions", version, "download"]:
-                return self._download(int(UUID(version)))
+                return self._download(int(UUID(version)) - ARM * self.arm)
             case "POST", ["assignments", row, "uploads"]:
                 return self._once(request, lambda r: self._reserve(self._row(row), r))
             case "POST", ["uploads", row, "parts"]:
@@ -244,8 +247,8 @@ class Coordinator:
 
     def _download(self, number: int) -> httpx.Response:
         data = self.files[number]
-        self.objects[f"version/{number}"] = data
-        return answer(200, self._signed(f"version/{number}", data))
+        self.objects[self._object(f"version/{number}")] = data
+        return answer(200, self._signed(self._object(f"version/{number}"), data))
 
     def _signed(self, name: str, data: bytes) -> protocol.Download:
         url = f"{STORE}/{name}?signature={quote('s+g=')}"
@@ -259,7 +262,7 @@ class Coordinator:
         if row.state not in OPEN:
             return problem(409, f"assignment_{row.state.value}")
         if not (body.parts and self.signed.get(row.object) == body):  # else it goes on
-            row.object = f"staging/{len(self.signed)}"
+            row.object = self._object(f"staging/{len(self.signed)}")
         row.state, self.signed[row.object] = A.RESERVED, body
         self.sent.setdefault(row.id, set()).add(body.sha256)
         headers = {"Content-Length": str(body.size), "Content-MD5": base64_of(body.md5)}
@@ -395,10 +398,10 @@ class Coordinator:
             if last and last.kind == "evaluate":
                 return None
             self.run_state = RunState.EVALUATING
-            self.rows.append(Row(known_id("evaluate"), "evaluate", done))
+            self.rows.append(Row(self._known("evaluate"), "evaluate", done))
             return self.rows[-1]
         attempt = sum(r.round == done + 1 for r in self.rows) + 1
-        row = Row(known_id(f"{done + 1}.{attempt}"), "train", done, done + 1, attempt)
+        row = Row(self._known(f"{done + 1}.{attempt}"), "train", done, done + 1, attempt)
         row.round_state = R.COLLECTING
         self.rows.append(row)
         return row
@@ -411,7 +414,7 @@ class Coordinator:
             id=row.id,
             kind=row.kind,
             run=checkindocs.RunBrief(id=known_id("run"), name="run", settings=self.settings),
-            arm_id=known_id("arm"),
+            arm_id=self._known("arm"),
             round=row.round,
             attempt=row.attempt,
             state=row.state,
@@ -431,8 +434,8 @@ class Coordinator:
             return None
         chain = []
         for n in range(known[-1], number):
-            self.objects[f"delta/{n}"] = self.steps[n]
-            download = self._signed(f"delta/{n}", self.steps[n])
+            self.objects[self._object(f"delta/{n}")] = self.steps[n]
+            download = self._signed(self._object(f"delta/{n}"), self.steps[n])
             link = {"base": digests[n], "result": digests[n + 1], "download": download}
             chain.append(checkindocs.DeltaDownload.model_validate(link))
         return chain
@@ -440,9 +443,9 @@ class Coordinator:
     def _info(self, number: int) -> protocol.VersionInfo:
         data = self.files[number]
         return protocol.VersionInfo(
-            id=UUID(int=number),
+            id=UUID(int=number + ARM * self.arm),
             model_id=known_id("model"),
-            arm_id=known_id("arm"),
+            arm_id=self._known("arm"),
             number=number,
             sha256=wire.file_digest(data),
             size=len(data),
@@ -451,6 +454,12 @@ class Coordinator:
             code_version="test",
             created_at=NOW,
         )
+
+    def _object(self, name: str) -> str:
+        return f"arm-{self.arm}/{name}" if self.arm else name
+
+    def _known(self, text: str) -> UUID:
+        return known_id(f"{self.arm}/{text}" if self.arm else text)
 
     def _row(self, text: str) -> Row:
         return next(r for r in self.rows if str(r.id) == text)

@@ -59,6 +59,7 @@ CALLS = {
     "make_estimate": ("POST", "/v1/estimates"),
     "run_estimate": ("GET", "/v1/runs/{id}/estimate"),
     "run_report": ("GET", "/v1/runs/{id}/report"),
+    "comparison": ("GET", "/v1/runs/{id}/comparison"),
     "round": ("GET", "/v1/rounds/{id}"),
     "cancel_round": ("POST", "/v1/rounds/{id}/cancel"),
     "manifest": ("GET", "/v1/rounds/{id}/manifest"),

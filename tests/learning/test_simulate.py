@@ -12,8 +12,8 @@ from fedselect.deltafiles import step
 from fedselect.deltas import quantise, scale_counts
 from fedselect.errors import FedSelectError, SpaceError
 from fedselect.personal import derive_seed
-from fedselect.policies import Wire
-from fedselect.simulate import simulate
+from fedselect.policies import Arms, Wire
+from fedselect.simulate import simulate, simulate_arms
 from fedselect.training import TorchLearner
 from fedselect.wire import encode_version, file_digest
 
@@ -283,3 +283,47 @@ def test_an_awkward_model_goes_all_the_way(schedule):
     again = simulate(tasks(model=Awkward), rule)
     assert again.versions == result.versions
     assert again.scores == result.scores
+
+
+def several(*names, mode="parallel", **changes):
+    policies = tuple(preset(name) for name in names)
+    return RunSettings(rounds=6, training=STEPS, arms=Arms(mode=mode, policies=policies), **changes)
+
+
+def test_each_arm_is_what_a_run_of_its_own_is():
+    rule = several("fedper", "fedavg")
+    seen = []
+    both = simulate_arms(tasks(), rule, progress=lambda arm, number: seen.append((arm, number)))
+    assert list(both) == ["fedper", "fedavg"]
+    for name, found in both.items():
+        alone = simulate(tasks(), settings(name))
+        assert (found.versions, found.scores) == (alone.versions, alone.scores)
+    assert both["fedper"].versions[0] == both["fedavg"].versions[0]
+    assert both["fedper"].versions[1] != both["fedavg"].versions[1]
+    assert seen == [(arm, n) for arm in both for n in range(1, 7)]
+    with pytest.raises(FedSelectError, match="simulate_arms"):
+        simulate(tasks(), rule)
+
+
+def test_the_order_of_an_arm_is_its_own():
+    rule = several("fedper", "fedavg")
+
+    def order(arm, number, names):
+        return names[::-1] if arm == "fedavg" else names
+
+    turned = simulate_arms(tasks(), rule, order=order)
+    plain = simulate_arms(tasks(), rule)
+    assert turned["fedper"].versions == plain["fedper"].versions
+    assert turned["fedavg"].versions != plain["fedavg"].versions
+
+
+def test_randomized_arms_split_the_clients_by_their_ids():
+    rule = several("fedper", "fedavg", mode="randomized").model_copy(update={"rounds": 1})
+    many = tasks(count=48)
+    ids = {name: f"id-{name}" for name in many}
+    found = simulate_arms(many, rule, ids=ids)
+    for arm, result in found.items():
+        assert set(result.states) == {n for n in many if rule.arms_of(ids[n]) == (arm,)}
+    assert sum(len(result.states) for result in found.values()) == 48
+    with pytest.raises(FedSelectError, match="at least 20 clients each"):
+        simulate_arms(tasks(), rule)
