@@ -6,6 +6,7 @@ what an administrator orders is in ``commands``.
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import Any
 from uuid import UUID, uuid4
 
@@ -150,10 +151,21 @@ def infos(tx: Tx, found: list[Run]) -> list[RunInfo]:
         .group_by(Arm.run_id, Arm.id)
     )
     arms = {(run, name): (arm, last) for run, name, arm, last in tx.session.execute(query)}
-    return [_info(run, arms) for run in found]
+    clients = _clients(tx, {run.project_id for run in found})
+    return [_info(run, arms, clients[run.project_id]) for run in found]
 
 
-def _info(run: Run, found: dict[tuple[UUID, str], tuple[UUID, int]]) -> RunInfo:
+def _clients(tx: Tx, projects: set[UUID]) -> Counter[UUID]:
+    """How many clients of each project may take part."""
+    query = (
+        select(Client.project_id, func.count())
+        .where(Client.project_id.in_(projects), Client.state == "active")
+        .group_by(Client.project_id)
+    )
+    return Counter({row[0]: row[1] for row in tx.session.execute(query)})
+
+
+def _info(run: Run, found: dict[tuple[UUID, str], tuple[UUID, int]], clients: int) -> RunInfo:
     settings = RunSettings.model_validate(run.settings)
     arms = [
         ArmInfo(id=arm_id, name=policy.name, policy=policy, published=published)
@@ -169,7 +181,7 @@ def _info(run: Run, found: dict[tuple[UUID, str], tuple[UUID, int]]) -> RunInfo:
         state=RunState(run.state),
         reason=run.reason,
         settings=settings,
-        warnings=settings.warnings(),
+        warnings=settings.warnings(clients),
         published=min(arm.published for arm in arms),
         created_at=run.created_at,
     )

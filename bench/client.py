@@ -17,7 +17,8 @@ from torch import Tensor, nn
 from bench.harness import Figure, Outcome, Room, bench, medians
 from fedselect import Mask, RunSettings
 from fedselect.policies import Policy, Training
-from fedselect.selection import grow
+from fedselect.scores import Seen
+from fedselect.selection import choose
 from fedselect.space import ParameterSpace
 from fedselect.task import Batch, Task
 from fedselect.training import TorchLearner
@@ -150,7 +151,7 @@ def _growing(what: str, learner: TorchLearner, repeats: int) -> list[Figure]:
 
 
 def _ours(space: ParameterSpace, theta: np.ndarray, reference: np.ndarray, mask: Mask) -> Mask:
-    return grow(OFFICIAL, theta, reference=reference, mask=mask, space=space, seed=0)
+    return choose(OFFICIAL, Seen(theta, reference), mask=mask, space=space)
 
 
 def _tensors(space: ParameterSpace, mask: Mask) -> dict[str, Tensor]:

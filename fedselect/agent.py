@@ -324,6 +324,7 @@ class Agent:
             "delta_bytes_received": arm.record.delta_bytes_received,
             "control_sent": arm.record.control_sent,
             "control_received": arm.record.control_received,
+            "gated": state.gated,
         }
         least = settings.report.min_examples
         self._client.evaluate(work.id, _report(report).withholding(least))

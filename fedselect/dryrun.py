@@ -19,13 +19,13 @@ from fedselect.deltas import DeltaEncoding, delta_encoding
 from fedselect.errors import FedSelectError
 from fedselect.estimatedocs import Measured
 from fedselect.feedback import write_update
-from fedselect.growth import course
+from fedselect.growth import bounds, course
 from fedselect.heterogeneity import Divergence, divergence
 from fedselect.layout import header_size, read_step_layout, read_update_layout
 from fedselect.masks import Mask
 from fedselect.personal import PersonalState, derive_seed
 from fedselect.policies import RunSettings
-from fedselect.space import FloatVector, ParameterSpace, Role
+from fedselect.space import FloatVector, ParameterSpace
 from fedselect.task import Task
 from fedselect.training import TorchLearner
 from fedselect.wire import (
@@ -100,7 +100,8 @@ def _coding(learners: Mapping[str, TorchLearner], settings: RunSettings) -> tupl
     stages = course(settings.policy, space, settings.rounds)
     own = [stage.personal - stages[0].personal for stage in stages]
     lasting = sum((s.stop - s.first) * more for s, more in zip(stages, own, strict=True))
-    share = own[-1] / max(1, space.count(Role.SELECTABLE))
+    least, most = bounds(settings.policy, space)
+    share = (stages[-1].personal - least) / max(1, most - least)
     federation = _Federation(learners, _short(settings, share=share, clients=len(learners)))
     for _ in range(WARM):
         federation.round()
@@ -119,13 +120,15 @@ def _mean(found: list[tuple[float, float]]) -> tuple[float, float]:
 
 
 def _short(settings: RunSettings, *, share: float, clients: int) -> RunSettings:
-    """The run, but that a mask which changes does so at once; a learned one grows to ``share``."""
-    policy: dict[str, Any] = {}
-    if settings.policy.late:
-        policy = {"start_round": WARM + COUNTED}
+    """The run, but that a mask which changes does so at once, and no gate turns it down; ``share``
+    is the personal one, at the end, of what may turn.
+    """
+    policy: dict[str, Any] = {"gate": "none"}
+    if settings.policy.at_once:
+        policy["start_round"] = WARM + COUNTED
     elif settings.policy.personal == "learned":
-        grows = {"growth": share, "limit": share, "limit_mode": "cap", "interval": 1}
-        policy = {**grows, "start_round": WARM + COUNTED - 1}
+        policy |= {"growth": 1.0, "limit": share, "limit_mode": "cap", "interval": 1}
+        policy["start_round"] = WARM + COUNTED - 1
     few = {"min_contributors": min(clients, settings.round.min_contributors)}
     return settings.model_copy(
         update={

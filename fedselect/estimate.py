@@ -329,7 +329,7 @@ def _encoding(name: Encoding, found: _Course) -> EncodingBytes:
 
 def _compute(asked: EstimateCreate, plan: _Plan) -> ComputeTime:
     training = asked.settings.training
-    passes = 2 if asked.settings.policy.schedule == "alternating" else 1
+    passes = asked.settings.policy.passes
     steps = training.steps
     if steps is None:
         batches = -(-asked.examples // training.batch_size)

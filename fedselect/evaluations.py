@@ -7,13 +7,13 @@ that could carry data: scores, counts and bytes.
 from __future__ import annotations
 
 from datetime import datetime
-from typing import Literal, Self
+from typing import Any, Literal, Self
 from uuid import UUID
 
-from pydantic import Field, model_validator
+from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
 from fedselect.protocol import Answer, Request
-from fedselect.scalars import Count, Real
+from fedselect.scalars import Count, Flag, Real
 
 
 class ScoreReport(Request):
@@ -48,6 +48,19 @@ class EvaluationReport(Request):
     delta_bytes_received: Count = Field(0, description="The delta files among them.")
     control_sent: Count = Field(0, description="Headers of all calls and the JSON of requests.")
     control_received: Count = Field(0, description="Headers and the JSON of answers.")
+    gated: Flag | None = Field(
+        None,
+        description="Whether the policy's gate has turned the client's mask down, so that it "
+        "shares everything. Null: no gate has judged. Left out then: earlier releases refuse it.",
+    )
+
+    # Not annotated: pydantic then describes the fields in OpenAPI, and not what this returns.
+    @model_serializer(mode="wrap")
+    def _as_earlier_releases_know_it(self, handler: SerializerFunctionWrapHandler):  # type: ignore[no-untyped-def]
+        document: dict[str, Any] = handler(self)
+        if self.gated is None:
+            del document["gated"]
+        return document
 
     @model_validator(mode="after")
     def _counts_fit(self) -> Self:
@@ -84,4 +97,5 @@ class Evaluation(Answer):
     delta_bytes_received: int = 0
     control_sent: int = 0
     control_received: int = 0
+    gated: bool | None = None
     created_at: datetime

@@ -47,6 +47,9 @@ def simulate(
     steps: Annotated[
         int | None, typer.Option(min=1, help="Gradient steps per client and round.")
     ] = None,
+    participation: Annotated[
+        float, typer.Option(min=0.001, max=1, help="Share of the clients that each round draws.")
+    ] = 1.0,
     task_arg: agent_cli.TaskArg = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
 ) -> None:
@@ -55,9 +58,10 @@ def simulate(
     example_clients(task)  # a wrong name is said before torch is loaded
     arguments = task_arguments(task_arg or [])
     settings = run_settings(preset, rounds=rounds, seed=seed, steps=steps)
-    for warning in settings.warnings():
+    tasks = client_tasks(task, **{"seed": seed, **arguments})
+    for warning in _warnings(settings, len(tasks), participation):
         console.print(f"Note: {warning}", highlight=False)
-    document = report(_run(client_tasks(task, **{"seed": seed, **arguments}), settings, console))
+    document = report(_run(tasks, settings, console, participation))
     if as_json:
         typer.echo(json.dumps({"task": task, "preset": preset, **document}, indent=2))
     else:
@@ -79,9 +83,18 @@ def run_settings(preset: str, *, rounds: int, seed: int, steps: int | None) -> R
         raise SettingsError(texts) from error
 
 
-def _run(tasks: dict[str, Task], settings: RunSettings, console: Console) -> Simulation:
+def _warnings(settings: RunSettings, clients: int, participation: float) -> list[str]:
+    drawn = max(1, round(participation * clients))
+    rules = settings.round.model_copy(update={"goal": drawn, "over_selection": 1.0})
+    return settings.model_copy(update={"round": rules}).warnings(clients)
+
+
+def _run(
+    tasks: dict[str, Task], settings: RunSettings, console: Console, participation: float
+) -> Simulation:
     import torch
 
+    from fedselect.simulate import sampled
     from fedselect.simulate import simulate as run
 
     torch.set_num_threads(1)  # small models are faster so, and equal seeds give equal bits
@@ -94,17 +107,20 @@ def _run(tasks: dict[str, Task], settings: RunSettings, console: Console) -> Sim
                 shown, completed=number, description="scoring, training alone" if last else None
             )
 
-        return run(tasks, settings, progress=progress)
+        order = sampled(participation, settings.seed)
+        return run(tasks, settings, order=order, progress=progress)
 
 
 def report(result: Simulation) -> dict[str, Any]:
     """A simulation as plain JSON: accuracies and shares from 0 to 1, sizes in bytes."""
-    clients = {
+    clients: dict[str, dict[str, Any]] = {
         name: {
             **{kind: scores[kind].accuracy for kind in SCORES},
             "personal_share": result.personal[name],
             "bytes_up": result.bytes_up[name],
             "bytes_down": result.bytes_down[name],
+            "participations": result.states[name].participations,
+            "gated": result.states[name].gated,
             "worse": scores["post"].accuracy - scores["local_only"].accuracy < -WORSE,
         }
         for name, scores in result.scores.items()

@@ -6,7 +6,6 @@ the coordinator, the simulator and the tests all ask the same functions.
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
@@ -146,7 +145,7 @@ STAY = Decision(None)
 
 def wanted(policy: RoundPolicy) -> int:
     """How many clients a round assigns: the goal with its over-selection, rounded up."""
-    return math.ceil(round(policy.goal * policy.over_selection, 6))
+    return policy.places
 
 
 def decide(facts: RoundFacts, event: RoundEvent, *, policy: RoundPolicy, now: datetime) -> Decision:

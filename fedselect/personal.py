@@ -18,6 +18,7 @@ import numpy.typing as npt
 import safetensors.numpy
 
 from fedselect.errors import FedSelectError
+from fedselect.evidence import NOTHING, Evidence
 from fedselect.masks import Mask
 from fedselect.policies import RunSettings
 from fedselect.space import FloatVector, ParameterSpace
@@ -35,7 +36,10 @@ class PersonalState:
     ``theta`` and ``reference`` have shape (D,); ``merge_mask`` is the mask the last upload was made
     with, ``mask`` the one the next training uses (ALGORITHM §1.7, decision 9); ``buffers`` are
     integer buffers by name, which are no part of the parameter space; ``residual`` (D,) is what the
-    encoding of the last update lost (``feedback``), None where values travel as they are.
+    encoding of the last update lost (``feedback``), None where values travel as they are;
+    ``evidence`` is what the next choice of a mask will be judged by; ``gated`` says whether the
+    gate has turned the mask down, None before it has judged; ``own`` (D,) is the second local model
+    of a policy that has one, which is then the personalized one.
     """
 
     participations: int
@@ -45,6 +49,9 @@ class PersonalState:
     mask: Mask
     buffers: dict[str, npt.NDArray[Any]] = field(default_factory=dict)
     residual: FloatVector | None = None
+    evidence: Evidence = NOTHING
+    gated: bool | None = None
+    own: FloatVector | None = None
 
     @classmethod
     def start(cls, base: FloatVector, mask: Mask) -> PersonalState:
@@ -59,6 +66,10 @@ class PersonalState:
         np.copyto(merged, self.theta, where=self.merge_mask.to_bool())
         return merged
 
+    def personalized(self, base: FloatVector) -> FloatVector:
+        """This client's model on the shared one, before it trains on it; shape (D,)."""
+        return self.merge(base) if self.own is None else self.own
+
     def pieces(self, space: ParameterSpace) -> Pieces:
         """The state as a safetensors file, in pieces that need not be copied together.
 
@@ -69,16 +80,24 @@ class PersonalState:
             tensors["reference"] = self.reference
         if self.residual is not None:
             tensors["residual"] = self.residual
+        if self.own is not None:
+            tensors["own"] = self.own
+        tensors |= self.evidence.tensors()
         tensors |= {f"buffer.{name}": array for name, array in sorted(self.buffers.items())}
         tensors |= {"merge_mask": self.merge_mask.packed, "mask": self.mask.packed}
         # Widest first, so that each is aligned for whoever maps the file into memory.
         ordered = sorted(tensors, key=lambda name: -tensors[name].itemsize)
         arrays = [np.ascontiguousarray(tensors[name]) for name in ordered]
-        facts = {
+        facts: dict[str, Any] = {
             "format": STATE_FORMAT,
             "space": space.digest,
             "participations": self.participations,
         }
+        gathered = self.evidence.facts()
+        if gathered:  # states without are as they always were
+            facts["evidence"] = gathered
+        if self.gated is not None:
+            facts["gated"] = self.gated
         head = _head(dict(zip(ordered, arrays, strict=True)), {"state": json.dumps(facts)})
         return [head, *(array.reshape(-1).view(np.uint8).data for array in arrays)]
 
@@ -111,6 +130,9 @@ class PersonalState:
             Mask(space.dim, tensors["mask"]),
             {n.removeprefix(prefix): a for n, a in tensors.items() if n.startswith(prefix)},
             tensors.get("residual"),
+            Evidence.read(tensors, metadata.get("evidence", {})),
+            metadata.get("gated"),
+            tensors.get("own"),
         )
 
 

@@ -1,151 +1,42 @@
-"""Policies and run settings: what is personal, how it is trained, how a round is run.
+"""Run settings and presets: a policy with its training, its rounds, its limits and its wire.
 
-Owns the settings models with their checks, the presets, the mask clock and the bounds that a
-client's mask must keep. Must not compute scores (``selection``) or train (``training``).
+Owns the settings of a whole run with their checks, and the named policies. One policy is
+``policy``. Must not compute scores (``scores``), choose (``selection``) or train (``training``).
 """
 
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Mapping
 from typing import Any, Literal, Self
 
-from pydantic import (
-    BaseModel,
-    ConfigDict,
-    Field,
-    SerializerFunctionWrapHandler,
-    model_serializer,
-    model_validator,
-)
+from pydantic import Field, model_validator
 
 from fedselect.deltas import Encoding
 from fedselect.errors import SettingsError
-from fedselect.masks import Mask
-from fedselect.scalars import Flag, Real, Whole
-from fedselect.space import ParameterSpace, Role, Slot
+from fedselect.policy import Policy, Settings, later
+from fedselect.scalars import Real, Whole
 
-FIXED = frozenset({"all", "head"})  # masks that need no data to be chosen
-
-_LATER = "x-left-out-at-default"
-
-
-def later(default: Any, **facts: Any) -> Any:
-    """A field of settings that agents of an earlier release do not know.
-
-    At its default it is left out of every document, so that only a run that uses it needs newer
-    agents. The default must be what those agents do, and can never change.
-    """
-    return Field(default, json_schema_extra={_LATER: True}, **facts)
-
-
-class Settings(BaseModel):
-    """Immutable settings in which an unknown name is an error."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
-
-    # Not annotated: pydantic then describes the fields in OpenAPI, and not what this returns.
-    @model_serializer(mode="wrap")
-    def _as_earlier_agents_know_it(self, handler: SerializerFunctionWrapHandler):  # type: ignore[no-untyped-def]
-        document: dict[str, Any] = handler(self)
-        for name, field in type(self).model_fields.items():
-            extra = field.json_schema_extra
-            added = isinstance(extra, dict) and _LATER in extra
-            if added and getattr(self, name) == field.get_default(call_default_factory=True):
-                document.pop(name, None)
-        return document
-
-
-class Policy(Settings):
-    """How personal parameters are chosen and trained (ALGORITHM §1, §6).
-
-    ``personal`` names where the mask comes from: ``learned`` grows it from the data, the others fix
-    it (``none`` = FedAvg, ``all`` = local-only, ``head`` = FedPer). Growth: every ``interval``
-    participations from ``start_round`` on, each selectable tensor turns the share ``growth`` of
-    what it still shares personal, until ``limit`` of the tensor is. A fixed mask serves from
-    ``start_round`` on; before, everything is shared.
-    """
-
-    name: str = Field("fedselect", max_length=64, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
-    personal: Literal["learned", "none", "all", "head"] = "learned"
-    score: Literal["delta", "random"] = Field(
-        "delta", description="What ranks the elements: |θ − reference|, or chance as the control."
-    )
-    growth: Real = Field(0.05, ge=0, le=1, description="p: share of the still shared elements.")
-    limit: Real = Field(0.3, ge=0, le=1, description="α: largest personal share of a tensor.")
-    limit_mode: Literal["cap", "official"] = Field(
-        "cap", description="cap: never above the limit; official: tested before growing only."
-    )
-    interval: Whole = Field(1, ge=1, description="L: participations between two growth steps.")
-    start_round: Whole = Field(
-        0,
-        ge=0,
-        description="Own participation, from 0, after which growth may begin; a fixed mask serves "
-        "from it on.",
-    )
-    schedule: Literal["joint", "alternating"] = Field(
-        "joint", description="Train both parts in one step, or personal first, then shared."
-    )
-    waits: Flag = later(
-        False,
-        description="Whether a fixed mask waits for start_round. Set by itself; agents that would "
-        "not wait do not know it, and decline.",
-    )
-
-    @model_validator(mode="after")
-    def _waiting_is_said(self) -> Self:
-        self.__dict__["waits"] = self.late
-        return self
-
-    @property
-    def late(self) -> bool:
-        """Whether this is a fixed mask that serves later than from the first participation on."""
-        return self.personal in FIXED and self.start_round > 0
-
-    def due(self, participation: int) -> bool:
-        """Whether the mask changes after this own participation (counted from 0)."""
-        if self.late:
-            return participation == self.start_round - 1
-        return (
-            self.personal == "learned"
-            and participation >= max(self.start_round, 1)
-            and (participation - self.start_round) % self.interval == 0
-        )
-
-    def first_use(self) -> int | None:
-        """The first participation (from 0) that trains with a changed mask; None: there is none."""
-        if self.late:
-            return self.start_round
-        if self.personal != "learned" or self.growth == 0 or self.limit == 0:
-            return None
-        start = self.start_round if self.start_round >= 1 else self.interval
-        return start + 1
-
-    def bounds(self, space: ParameterSpace) -> tuple[Mask, Mask]:
-        """The smallest and the largest mask this policy allows over a space.
-
-        Raises:
-            SpaceError: the model has nothing of what is to be personal.
-        """
-        floor = Mask.initial(space)
-        most = floor | Mask.over(space, self.may_turn(space))
-        return (most if self.personal in FIXED and not self.late else floor), most
-
-    def may_turn(self, space: ParameterSpace) -> tuple[Slot, ...]:
-        """The tensors whose elements this policy may turn personal.
-
-        Raises:
-            SpaceError: the model has nothing of what is to be personal.
-        """
-        if self.personal == "head":
-            return space.head()
-        if self.personal == "all":
-            return tuple(space.with_role(Role.SELECTABLE, Role.SHARED))
-        return tuple(space.with_role(Role.SELECTABLE)) if self.personal == "learned" else ()
-
-    def first_mask(self, space: ParameterSpace) -> Mask:
-        """The mask of a client that has not taken part yet."""
-        return self.bounds(space)[0]
+__all__ = [
+    "ARM_CLIENTS",
+    "LATE",
+    "MOST_ARMS",
+    "PARALLEL_BELOW",
+    "PRESETS",
+    "Arms",
+    "Limits",
+    "Policy",
+    "Reporting",
+    "RoundPolicy",
+    "RunSettings",
+    "Settings",
+    "Training",
+    "Wire",
+    "later",
+    "preset",
+    "preset_run",
+]
 
 
 class Training(Settings):
@@ -196,6 +87,11 @@ class RoundPolicy(Settings):
                 "every element would stay frozen"
             )
         return self
+
+    @property
+    def places(self) -> int:
+        """How many clients a round assigns: the goal with its over-selection, rounded up."""
+        return math.ceil(round(self.goal * self.over_selection, 6))
 
 
 class Limits(Settings):
@@ -321,6 +217,13 @@ class RunSettings(Settings):
         return self
 
     @model_validator(mode="after")
+    def _both_models_train(self) -> Self:
+        two = any(policy.proximal is not None for policy in self.policies)
+        if two and self.training.steps == 1:
+            raise ValueError("two models share the steps: give training.steps of at least 2")
+        return self
+
+    @model_validator(mode="after")
     def _mask_is_used(self) -> Self:
         for policy in self.policies:
             first = policy.first_use()
@@ -362,17 +265,33 @@ class RunSettings(Settings):
             return (self.policy.name,)
         return tuple(each.name for each in self.arms.of_client(client, seed=self.seed))
 
-    def warnings(self) -> list[str]:
-        """Settings that are allowed but rarely meant."""
+    def warnings(self, clients: int | None = None) -> list[str]:
+        """Settings that are allowed but rarely meant; ``clients`` may take part, if it is known."""
         found = []
         if self.round.goal < 2 * self.round.min_contributors:
             found.append(
                 f"goal {self.round.goal} is below 2 × min_contributors "
                 f"{self.round.min_contributors}: many elements will stay frozen"
             )
+        if clients:
+            found += self._unreached(clients * self.parallel / len(self.policies))
         return found
 
+    def _unreached(self, clients: float) -> list[str]:
+        """Of arms with so many clients each: whose masks start later than most of them get."""
+        places = self.round.places
+        takes = self.rounds * min(1.0, places / clients)
+        firsts = {policy.name: policy.first_use() for policy in self.policies}
+        return [
+            f"with {clients:.0f} clients for {places} places a round, each takes part about "
+            f"{takes:.1f} times, but a mask of {name} first serves participation {first + 1}: most "
+            "clients never use one; raise rounds or goal, or lower policy.start_round"
+            for name, first in firsts.items()
+            if first is not None and takes <= first
+        ]
 
+
+_FISHER = {"score": "fisher", "scope": "global", "elements": "all", "fraction": 0.02}
 PRESETS: dict[str, dict[str, Any]] = {
     "fedselect": {"personal": "learned"},
     "fedselect-official": {
@@ -383,14 +302,25 @@ PRESETS: dict[str, dict[str, Any]] = {
         "interval": 3,
         "schedule": "alternating",
     },
+    "fisher": {**_FISHER},
+    "fisher-gate": {**_FISHER, "gate": "holdout"},
+    "shuffled": {**_FISHER, "shuffled": True},
     "random": {"personal": "learned", "score": "random"},
     "fedavg": {"personal": "none"},
     "local": {"personal": "all"},
+    "fedavg-ft": {"personal": "none", "finetune": True},
     "fedper": {"personal": "head"},
     "fedper-late": {"personal": "head"},
+    "fedrep": {"personal": "head", "schedule": "alternating"},
+    "fedbabu": {"personal": "head", "trains": "body", "finetune": True},
+    "lg-fedavg": {"personal": "body"},
+    "fedbn": {"personal": "norm"},
+    "ditto": {"personal": "none", "proximal": 0.1},
     "share-then-local": {"personal": "all"},
 }
-LATE = frozenset({"fedselect", "random", "fedper-late", "share-then-local"})  # share first
+LATE = frozenset(  # they share first
+    {"fedselect", "fisher", "fisher-gate", "shuffled", "random", "fedper-late", "share-then-local"}
+)
 
 
 def preset(name: str, *, rounds: int | None = None, **changes: Any) -> Policy:

@@ -75,6 +75,9 @@ class ClientReport(Answer):
     withheld: bool = Field(description="It has fewer held-out examples than are reported of.")
     participations: int
     personal_percent: float = Field(description="Of the elements that could be personal or shared.")
+    gated: bool | None = Field(
+        None, description="Its gate has turned its mask down; null: no gate has judged."
+    )
     accuracy: dict[str, Accuracy]
     gains: dict[str, Gain]
     cost: ClientCost

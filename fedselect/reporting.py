@@ -93,14 +93,16 @@ class Stored:
 
 def unlike(settings: RunSettings, fedavg: RunSettings) -> str | None:
     """Why another run is not FedAvg at equal gradient steps, in words; None if it is."""
-    if fedavg.policy.personal != "none":
+    if fedavg.policy.personal != "none" or fedavg.policy.proximal is not None:
         return f"its policy {fedavg.policy.name} makes elements personal"
     if fedavg.rounds != settings.rounds:
         return f"it has {fedavg.rounds} rounds, not {settings.rounds}"
+    if fedavg.policy.finetune != settings.policy.finetune:
+        return "only one of them is fine-tuned at the end"
     # An epoch of an alternating schedule is two passes; a number of steps is what it says.
     by_epochs = settings.training.epochs is not None
-    other_schedule = by_epochs and fedavg.policy.schedule != settings.policy.schedule
-    if fedavg.training != settings.training or other_schedule:
+    other_passes = by_epochs and fedavg.policy.passes != settings.policy.passes
+    if fedavg.training != settings.training or other_passes:
         return f"its local work is {budget(fedavg.training)}, or done otherwise"
     return None
 
@@ -156,6 +158,7 @@ def _client(found: Evaluated, rule: Reporting, space: ParameterSpace, work: Work
         withheld="post" not in scores,
         participations=report.participations,
         personal_percent=100 * report.personal_share,
+        gated=report.gated,
         accuracy=effects.accuracies(scores),
         gains=effects.gains(scores),
         cost=ClientCost(
@@ -265,6 +268,13 @@ def _facts(
     if cost.of_fedavg_percent is not None:
         text = f"Files took {cost.of_fedavg_percent:.1f} % of the bytes of FedAvg in float32."
         yield _fact("bytes", text, cost.of_fedavg_percent, "percent", cost.clients)
+    judged = [each for each in clients if each.gated is not None]
+    if judged:
+        gated = sum(bool(each.gated) for each in judged)
+        text = (
+            f"The gate turned the masks of {gated} of {len(judged)} clients down: they share all."
+        )
+        yield _fact("gated", text, gated, "clients", len(judged))
     share = cost.rejected
     text = f"{share.count} of {share.of} delivered updates were refused ({share.percent:.1f} %)."
     yield _fact("rejected", text, share.percent, "percent", share.of)
@@ -311,7 +321,7 @@ def table(report: RunReport) -> str:
     return out.getvalue()
 
 
-_FIRST = ("client_id", "name", "withheld", "participations", "personal_percent")
+_FIRST = ("client_id", "name", "withheld", "participations", "personal_percent", "gated")
 COLUMNS = (
     *_FIRST,
     *(f"{m}_{part}" for m in MODELS for part in ("examples", "percent", "low", "high")),

@@ -57,9 +57,10 @@ def load_personalized(
             break
     else:
         raise FedSelectError(f"the state in {path} is damaged", code="state_corrupt")
-    values = state.theta
+    values = state.theta if state.own is None else state.own
     if version is not None:
-        values = state.merge(decode_version(version, space_digest=space.digest, dim=space.dim))
+        base = decode_version(version, space_digest=space.digest, dim=space.dim)
+        values = state.personalized(base)
     committed = record.committed
     return Personalized(
         named(values, space, state.buffers),

@@ -7,16 +7,19 @@ service computes from the same updates bit for bit (same torch build, one torch 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from hashlib import sha256
 
 import numpy as np
 
 from fedselect.aggregate import Contribution, aggregate
 from fedselect.deltafiles import step
+from fedselect.downloads import DeltaFacts, cheapest
 from fedselect.errors import FedSelectError, SpaceError
 from fedselect.feedback import write_update
+from fedselect.filesizes import version_size
 from fedselect.masks import Mask
 from fedselect.personal import Participation, PersonalState, Score, derive_seed
 from fedselect.policies import RunSettings
@@ -42,9 +45,9 @@ class Simulation:
     """What a simulated run leaves behind; the mappings are keyed by client name.
 
     ``versions`` are the SHA-256 (hex) of the version files, index 0 the start; ``values`` (D,) is
-    the last version. ``bytes_up`` counts update files; ``bytes_down`` what a client fetches to hold
-    every version: the first one's file, then that of the next or the delta to it. ``personal`` is
-    the personal share (0 to 1) of the mask of the last upload.
+    the last version. ``bytes_up`` counts update files; ``bytes_down`` what a client fetches: the
+    version that each of its rounds starts from, or the deltas to it, and at the end the last one
+    and version 0. ``personal`` is the personal share (0 to 1) of the mask of the last upload.
     """
 
     space: ParameterSpace
@@ -64,14 +67,15 @@ def simulate(
     order: Order | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> Simulation:
-    """Run all rounds with every client in each, then let every client evaluate.
+    """Run all rounds, then let every client evaluate.
 
-    Version 0 are the weights of the first task's model. ``order(round, names)`` gives the order in
-    which a round's updates count as accepted (sorted names if None): sums are taken in it.
-    ``progress(round)`` is called after each round; rounds count from 1.
+    Version 0 are the weights of the first task's model. ``order(round, names)`` says who takes part
+    in a round, in the order in which the updates count as accepted (all of them by name if None):
+    sums are taken in it, see also :func:`sampled`. A client that comes later starts from the shared
+    model of its first round. ``progress(round)`` is called after each round; rounds count from 1.
 
     Raises:
-        FedSelectError: no tasks, or an order that is not one of all names.
+        FedSelectError: no tasks, or an order of nobody, of strangers or of somebody twice.
         SpaceError: the tasks' models differ.
         TrainingError: a client's training failed.
     """
@@ -82,10 +86,11 @@ def simulate(
     origin = coordinator.values
     names = sorted(clients)
     for number in range(1, settings.rounds + 1):
-        updates = {
-            name: clients[name].take_part(coordinator, settings, number=number) for name in names
-        }
         accepted = names if order is None else _checked(order(number, list(names)), names)
+        updates = {
+            name: clients[name].take_part(coordinator, settings, number=number)
+            for name in sorted(accepted)
+        }
         coordinator.publish([updates[name] for name in accepted], settings)
         if progress is not None:
             progress(number)
@@ -125,6 +130,24 @@ def simulate_arms(
     }
 
 
+def sampled(share: float, seed: int) -> Order:
+    """An order in which each round draws the same share (0 to 1) of all clients, at least one.
+
+    Raises:
+        FedSelectError: not a share.
+    """
+    if not 0 < share <= 1:
+        raise FedSelectError(f"a share is above 0 and at most 1, got {share}", code="task_invalid")
+
+    def order(number: int, names: list[str]) -> list[str]:
+        drawn = sorted(
+            names, key=lambda name: sha256(f"{seed}\0{number}\0{name}".encode()).digest()
+        )
+        return sorted(drawn[: max(1, round(share * len(names)))])
+
+    return order
+
+
 def _result(
     coordinator: _Coordinator,
     clients: Mapping[str, _Client],
@@ -133,7 +156,7 @@ def _result(
     origin: FloatVector,
 ) -> Simulation:
     space, values = coordinator.space, coordinator.values
-    states = {name: client.final_state() for name, client in clients.items()}
+    states = {name: client.final_state(values, settings) for name, client in clients.items()}
     return Simulation(
         space=space,
         versions=coordinator.versions,
@@ -144,7 +167,7 @@ def _result(
             for name, client in clients.items()
         },
         bytes_up={name: client.bytes_up for name, client in clients.items()},
-        bytes_down=dict.fromkeys(clients, coordinator.published_bytes),
+        bytes_down={name: client.fetched(coordinator) for name, client in clients.items()},
         personal={name: state.merge_mask.share(space) for name, state in states.items()},
     )
 
@@ -156,8 +179,8 @@ class _Coordinator:
         self.space = first.space
         self.values = first.initial()
         self.versions: list[str] = []
-        self.published_bytes = 0
         self._file = b""
+        self._steps: list[DeltaFacts] = []
         self._record(encode_version(self.space.digest, self.values))
 
     def publish(self, accepted: Sequence[Update], settings: RunSettings) -> None:
@@ -179,7 +202,17 @@ class _Coordinator:
         self._file = file
         self.values = decode_version(file, space_digest=self.space.digest, dim=self.space.dim)
         self.versions.append(file_digest(file))
-        self.published_bytes += len(file) if delta is None else min(len(delta), len(file))
+        if delta is not None:
+            before, newest = self.versions[-2:]
+            self._steps.append(DeltaFacts(before, newest, len(delta)))
+
+    def way(self, held: Container[str]) -> int:
+        """Bytes from versions that a client holds to the newest, as the service would choose."""
+        newest, size = self.versions[-1], len(self._file)
+        chain = cheapest(self._steps[::-1], target=newest, size=size, held=held)
+        if newest in held:
+            return 0
+        return size if chain is None else sum(each.size for each in chain)
 
 
 class _Client:
@@ -189,12 +222,15 @@ class _Client:
         self.name = name
         self.learner = learner
         self.bytes_up = 0
+        self._bytes_down = 0
+        self._held: set[str] = set()
         self._state: PersonalState | None = None
         self._known: Mask | None = None
         self._mask_version = 0
 
     def take_part(self, coordinator: _Coordinator, settings: RunSettings, *, number: int) -> Update:
         """Train, write the update file and read it back as the coordinator would."""
+        self._fetch(coordinator)
         seed = derive_seed(settings, self.name, number)
         result = self.learner.participate(
             self._state, coordinator.values, settings=settings, seed=seed
@@ -214,11 +250,23 @@ class _Client:
         self.bytes_up += len(data)
         return update
 
-    def final_state(self) -> PersonalState:
-        """The state after the last round."""
+    def final_state(self, values: FloatVector, settings: RunSettings) -> PersonalState:
+        """The state after the last round; who never took part has the shared model (D,)."""
         if self._state is None:
-            raise FedSelectError(f"client {self.name!r} has not taken part")
+            return PersonalState.start(values, settings.policy.first_mask(self.learner.space))
         return self._state
+
+    def fetched(self, coordinator: _Coordinator) -> int:
+        """Bytes of all versions, once the last one and version 0 are here to be evaluated."""
+        self._fetch(coordinator)
+        origin = coordinator.versions[0] not in self._held
+        return self._bytes_down + (version_size(coordinator.space.dim) if origin else 0)
+
+    def _fetch(self, coordinator: _Coordinator) -> None:
+        """Get the newest version; an agent holds it and, if it had that, version 0."""
+        self._bytes_down += coordinator.way(self._held)
+        first, newest = coordinator.versions[0], coordinator.versions[-1]
+        self._held = {newest, *({first} & self._held)}
 
     def _meta(
         self,
@@ -270,6 +318,6 @@ def _enrol(tasks: Mapping[str, Task]) -> dict[str, _Client]:
 
 
 def _checked(accepted: list[str], names: list[str]) -> list[str]:
-    if sorted(accepted) != names:
-        raise FedSelectError(f"order() must return all of {names} once, got {accepted}")
+    if not accepted or len(set(accepted)) < len(accepted) or not set(accepted) <= set(names):
+        raise FedSelectError(f"order() must return some of {names}, each once, got {accepted}")
     return accepted

@@ -177,6 +177,30 @@ class ParameterSpace:
         trainable = self.with_role(Role.SELECTABLE, Role.SHARED)
         return tuple(s for s in trainable if s.module == last.module)
 
+    def body(self) -> tuple[Slot, ...]:
+        """The trainable tensors that are not the head (LG-FedAvg's local part).
+
+        Raises:
+            SpaceError: there is no head, or nothing else.
+        """
+        head = self.head()
+        found = (s for s in self.with_role(Role.SELECTABLE, Role.SHARED) if s not in head)
+        return _some(found, "the model has a single module, so it has no body to keep personal")
+
+    def norms(self) -> tuple[Slot, ...]:
+        """The trainable tensors of norm layers (FedBN's local part).
+
+        Raises:
+            SpaceError: there are none.
+        """
+        layers = {s.module for s in self.slots if s.kind is Kind.NORM}
+        found = (s for s in self.with_role(Role.SELECTABLE, Role.SHARED) if s.module in layers)
+        return _some(
+            found,
+            "the model has no norm layer with parameters to keep personal; its running statistics, "
+            "if it has any, stay personal under every policy",
+        )
+
     def flatten(self, tensors: Mapping[str, npt.ArrayLike]) -> FloatVector:
         """Copy tensors by name into one float32 vector of shape (D,).
 
@@ -202,6 +226,13 @@ class ParameterSpace:
         if flat.shape != (self.dim,):
             raise SpaceError(f"a vector of shape {flat.shape} is not one of {self.dim} elements")
         return {s.name: flat[s.offset : s.stop].reshape(s.shape) for s in self.slots}
+
+
+def _some(slots: Iterator[Slot], otherwise: str) -> tuple[Slot, ...]:
+    found = tuple(slots)
+    if not any(slot.size for slot in found):
+        raise SpaceError(otherwise)
+    return found
 
 
 def _read_shape(shape: Any) -> tuple[int, ...]:

@@ -1,9 +1,9 @@
 """Local training of one client in torch: LocalAlt or joint SGD, masks, and scoring.
 
-Owns the parameter space of a torch model and the learner that the agent and the simulator drive.
-Must not know rounds, files or the network, and never choose what turns personal (``selection``).
-Equal inputs give equal bits only with the same torch build and the same number of torch threads;
-setting the threads is the program's business, not this module's.
+Owns the learner that the agent and the simulator drive. Must not know rounds, files or the network,
+and never choose what turns personal (``selection``). Equal inputs give equal bits only with the
+same torch build and the same number of torch threads; setting the threads is the program's
+business, not this module's.
 """
 
 from __future__ import annotations
@@ -18,107 +18,24 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _NormBase
 
 from fedselect.errors import SpaceError, TrainingError
+from fedselect.evidence import NOTHING, SQUARED_GRADIENT
+from fedselect.gathering import Squares, Window, left, met, wanted
+from fedselect.holdout import Fold, gain, set_aside
 from fedselect.masks import Mask
+from fedselect.modelspace import space_of
+from fedselect.moves import Moves, Trainable, shares, split
 from fedselect.personal import Participation, PersonalState, Score, derive_seed
-from fedselect.policies import RunSettings, Training, preset
+from fedselect.policies import Policy, RunSettings, preset
 from fedselect.selection import next_mask
-from fedselect.space import DEFAULT_ROLES, FloatVector, Kind, ParameterSpace, Role, Slot
+from fedselect.space import FloatVector, Role, Slot
 from fedselect.task import Batch, Task
 
 Hits = Tensor | None  # which held-out examples were right, one truth value each
-Moves = list[tuple[nn.Parameter, Tensor | None]]  # what a step changes: all of it, or see _bits
-
-_NORM_LAYERS = (_NormBase, nn.GroupNorm, nn.LayerNorm, nn.RMSNorm)
-_STATISTICS = {"running_mean", "running_var"}
+_FOLD = "held-out fold"  # stands for the client's name in the seed that sets examples aside
+_FINE_TUNING = "fine-tuning"
 _LOCAL_ONLY = "local-only"  # stands for the client's name in the seeds of the local-only baseline
-
-
-def space_of(model: nn.Module, roles: Mapping[str, Role]) -> ParameterSpace:
-    """The parameter space of a model: its floating tensors in ``state_dict`` order.
-
-    Tied tensors are listed once, under their first name. The kind follows from the owning module
-    and the attribute: a norm layer's ``weight`` is ``norm`` and its running statistics are
-    ``buffer``; other parameters are ``weight`` or ``bias`` by what their name contains. The role is
-    what ``roles`` says, else ``frozen`` without ``requires_grad``, else the kind's default
-    (ALGORITHM §1.6). Integer buffers are left out.
-
-    Raises:
-        SpaceError: a tensor whose kind is unknown and whose role is not declared, a role for a
-            tensor that does not exist, or tensors that share memory in different layouts.
-    """
-    tensors, aliases = _floating(model)
-    _check_roles(roles, tensors, aliases)
-    owners = dict(model.named_modules(remove_duplicate=False))
-    rows = []
-    for name, tensor in tensors.items():
-        path, _, attribute = name.rpartition(".")
-        kind = _kind(owners.get(path), attribute, tensor)
-        still = isinstance(tensor, nn.Parameter) and not tensor.requires_grad
-        if kind is None and not still and name not in roles:
-            raise SpaceError(
-                f"tensor {name!r} of shape {tuple(tensor.shape)} is no weight, no bias and no "
-                "running statistic, so nothing says whether it may be shared; declare it in your "
-                f"task: def roles(self): return {{{name!r}: Role.SHARED}} (or SELECTABLE, "
-                "PERSONAL, FROZEN)"
-            )
-        kind = kind or (Kind.WEIGHT if isinstance(tensor, nn.Parameter) else Kind.BUFFER)
-        role = roles.get(name, Role.FROZEN if still else DEFAULT_ROLES[kind])
-        rows.append((name, tuple(tensor.shape), kind, role))
-    return ParameterSpace.of(rows)
-
-
-def _kind(owner: nn.Module | None, attribute: str, tensor: Tensor) -> Kind | None:
-    norm = isinstance(owner, _NORM_LAYERS)
-    if not isinstance(tensor, nn.Parameter):
-        return Kind.BUFFER if norm and attribute in _STATISTICS else None
-    if "weight" in attribute:
-        return Kind.NORM if norm else Kind.WEIGHT
-    return Kind.BIAS if "bias" in attribute else None
-
-
-def _floating(model: nn.Module) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Distinct floating tensors by first name, and the first name by each further name."""
-    tensors: dict[str, Tensor] = {}
-    aliases: dict[str, str] = {}
-    first_at: dict[int, str] = {}
-    for name, tensor in model.state_dict(keep_vars=True).items():
-        if not isinstance(tensor, Tensor) or tensor.is_complex():
-            raise SpaceError(f"state_dict entry {name!r} is no real tensor; it cannot be federated")
-        if not tensor.is_floating_point():
-            continue
-        first = first_at.setdefault(tensor.data_ptr(), name) if tensor.numel() else name
-        if first == name:
-            tensors[name] = tensor
-        elif _layout(tensors[first]) == _layout(tensor):
-            aliases[name] = first
-        else:
-            raise SpaceError(
-                f"tensors {first!r} and {name!r} share memory in different layouts; give each its "
-                "own tensor, or tie them as one parameter"
-            )
-    return tensors, aliases
-
-
-def _layout(tensor: Tensor) -> tuple[Any, ...]:
-    return tuple(tensor.shape), tensor.stride(), tensor.dtype
-
-
-def _check_roles(
-    roles: Mapping[str, Role], tensors: Mapping[str, Tensor], aliases: Mapping[str, str]
-) -> None:
-    for name in roles:
-        if name in aliases:
-            raise SpaceError(
-                f"roles() names {name!r}, which is tied to {aliases[name]!r}: give that one a role"
-            )
-        if name not in tensors:
-            raise SpaceError(
-                f"roles() names {name!r}, but the model has no such floating tensor; it has "
-                f"{', '.join(list(tensors)[:20])}"
-            )
 
 
 @contextmanager
@@ -177,9 +94,14 @@ class TorchLearner:
             state = PersonalState.start(base, settings.policy.first_mask(self.space))
         self._check_size(base, state)
         self.task.batch_size = settings.training.batch_size
+        state, window = self._prepare(state, base, settings)
         with _seeded(seed):
-            theta = self._train(state.merge(base), state.mask, state.buffers, settings=settings)
+            own = self._train_own(state, base, settings)
+            theta = self._train(
+                state.merge(base), state.mask, state.buffers, settings=settings, window=window
+            )
             examples = self.task.examples()
+        state = replace(state, evidence=window.told(state.evidence))
         mask, reference = next_mask(
             settings.policy, state, theta=theta, space=self.space, seed=seed
         )
@@ -190,6 +112,9 @@ class TorchLearner:
             merge_mask=state.mask,
             mask=mask,
             buffers=self._integer_buffers(),
+            evidence=left(settings.policy, state),
+            gated=state.gated,
+            own=own,
         )
         return Participation(theta, state.mask, examples, following)
 
@@ -200,9 +125,10 @@ class TorchLearner:
 
         ``start``: ``origin`` (D,) as it is; ``global``: ``base`` (D,) with only those tensors of
         this client that never travel; ``pre``: ``base`` with its personal elements merged in;
-        ``post``: its model as last trained; ``local_only``: trained from ``origin`` with everything
-        personal and joint steps, for as many participations and gradient steps as ``state`` has
-        behind it, in batches that depend on the run's seed only.
+        ``post``: its model as last trained, or fine-tuned from ``pre`` if the policy says so;
+        ``local_only``: trained from ``origin`` with everything personal and joint steps, for as
+        many participations and gradient steps as ``post`` has behind it, in batches that depend on
+        the run's seed only. A second local model is both ``pre`` and ``post``.
 
         Raises:
             TrainingError: no batches, or a result that is not finite.
@@ -215,8 +141,8 @@ class TorchLearner:
             "local_only": self._alone(state.participations, origin, settings),
             "start": origin,
             "global": np.where(stays, state.theta, base),
-            "pre": state.merge(base),
-            "post": state.theta,
+            "pre": state.personalized(base),
+            "post": self._finished(state, base, settings),
         }
         found: dict[str, tuple[Score, Hits]] = {}
         for name, theta in models.items():
@@ -224,6 +150,59 @@ class TorchLearner:
                 found[name] = self._score(theta)
         own = found["post"][1]
         return {name: replace(each, both=_both(hits, own)) for name, (each, hits) in found.items()}
+
+    # --- what the next mask is judged by ---------------------------------------------------------
+
+    def _prepare(
+        self, state: PersonalState, base: FloatVector, settings: RunSettings
+    ) -> tuple[PersonalState, Window]:
+        """Take note of the shared model ``base`` (D,) that followed the client's own, let the gate
+        judge if it is time, and say what this participation gathers.
+        """
+        policy, now = settings.policy, state.participations
+        state = replace(state, evidence=met(policy, state, base))
+        window = Window()
+        if SQUARED_GRADIENT in wanted(policy, now):
+            window.squares = Squares(self._trainable, self.space.dim)
+        if policy.gate == "none":
+            return state, window
+        if policy.gathers(now):
+            window.fold = self._fold(state, settings)
+            evidence = replace(state.evidence, fold=window.fold.digest)
+            state = replace(state, evidence=evidence)
+        elif now and policy.due(now - 1):
+            state = self._gated(state, self._fold(state, settings))
+        return state, window
+
+    def _fold(self, state: PersonalState, settings: RunSettings) -> Fold:
+        with _seeded(derive_seed(settings, _FOLD, 0)):  # the same examples every time
+            fold = set_aside(self.task.train_batches())
+        if state.evidence.fold not in {"", fold.digest}:
+            raise TrainingError(
+                "train_batches() gives other examples than before under the same seed of torch, so "
+                "the hold-out gate would be judged by examples that were trained on; take all "
+                "chance in it from torch's global generator, or run a policy without a gate"
+            )
+        return fold
+
+    def _gated(self, state: PersonalState, fold: Fold) -> PersonalState:
+        """The state with its mask, or without one, as the gate decides."""
+
+        def loss(theta: FloatVector) -> float:
+            self._load(theta, {})
+            self._model.eval()
+            with torch.no_grad():
+                found = [
+                    (float(self.task.loss(self._model, batch)), count)
+                    for batch, count in fold.batches(self.task.batch_size)
+                ]
+            return sum(mean * count for mean, count in found) / sum(count for _, count in found)
+
+        never, seen = Mask.initial(self.space), state.evidence
+        less = gain(loss, state.mask, never, trained=seen.trained, shared=seen.shared)
+        keeps = less > 0  # a loss that is not a number keeps nothing
+        mask = state.mask if keeps else never
+        return replace(state, mask=mask, evidence=NOTHING, gated=not keeps)
 
     # --- training ------------------------------------------------------------------------------
 
@@ -234,60 +213,88 @@ class TorchLearner:
         buffers: Mapping[str, npt.NDArray[Any]],
         *,
         settings: RunSettings,
+        window: Window,
     ) -> FloatVector:
         self._load(start, buffers)
         self._model.train()
-        for moves, batches in self._phases(settings, mask):
+        for moves, batches in self._phases(settings, mask, window):
             for batch in batches:
-                self._step(batch, moves, settings.training)
+                self._step(batch, moves, settings, window)
         theta = self._read()
         for slot in self.space.with_role(Role.FROZEN):  # a buffer moves without any gradient
             theta[slot.offset : slot.stop] = start[slot.offset : slot.stop]
         self._check_finite(theta)
         return theta
 
-    def _phases(self, settings: RunSettings, mask: Mask) -> Iterator[tuple[Moves, Iterator[Batch]]]:
+    def _train_own(
+        self, state: PersonalState, base: FloatVector, settings: RunSettings
+    ) -> FloatVector | None:
+        """The second local model, trained on its half of the budget: Ditto (Li et al., ICML 2021,
+        arXiv 2012.04221), which takes steps of  ∇F(v) + λ·(v − w)  with w the shared model.
+        """
+        if settings.policy.proximal is None:
+            return None
+        anchor = Window(anchor=torch.tensor(base))
+        start = base if state.own is None else state.own
+        return self._train(start, state.mask, state.buffers, settings=settings, window=anchor)
+
+    def _finished(
+        self, state: PersonalState, base: FloatVector, settings: RunSettings
+    ) -> FloatVector:
+        """What a client uses at the end."""
+        policy = settings.policy
+        if not policy.finetune:
+            return state.theta if state.own is None else state.own
+        whole = settings.model_copy(update={"policy": policy.model_copy(update={"trains": "all"})})
+        with _seeded(derive_seed(settings, _FINE_TUNING, state.participations)):
+            return self._train(
+                state.merge(base), state.mask, state.buffers, settings=whole, window=Window()
+            )
+
+    def _phases(
+        self, settings: RunSettings, mask: Mask, window: Window
+    ) -> Iterator[tuple[Moves, Iterator[Batch]]]:
         """What moves, and on which batches, one phase after the other (ALGORITHM §1.3).
 
         Joint: one phase moves everything. Alternating: first the personal part, then the shared
         one. With ``steps``, personal gets half of them, unless one part is empty: then the other
         gets all. With ``epochs``, each epoch is one full pass for either part, empty or not, as
-        in the authors' code.
+        in the authors' code. A second model gets half of the steps, rounded down.
         """
-        everything: Moves = [(parameter, None) for _, parameter in self._trainable]
+        moving = self._moving(settings.policy)
+        everything: Moves = [(parameter, None) for _, parameter in moving]
         joint = settings.policy.schedule == "joint"
-        parts = [everything] if joint else list(self._split(mask))
+        parts = [everything] if joint else list(split(moving, mask))
         if settings.training.steps is None:
             for _ in range(settings.training.epochs or 0):
                 for moves in parts:
-                    yield moves, self._one_pass()
+                    yield moves, self._one_pass(window.fold)
             return
-        stream = self._endless()
-        for moves, count in zip(parts, _shares(settings.training.steps, parts), strict=True):
+        stream, steps = self._endless(window.fold), settings.training.steps
+        if settings.policy.proximal is not None:
+            steps = steps // 2 if window.anchor is not None else steps - steps // 2
+        for moves, count in zip(parts, shares(steps, parts), strict=True):
             yield moves, islice(stream, count)
 
-    def _split(self, mask: Mask) -> tuple[Moves, Moves]:
-        """(personal, shared) moves of the trainable parameters under a mask, keyed by name."""
-        bits = mask.to_bool()
-        personal: Moves = []
-        shared: Moves = []
-        for slot, parameter in self._trainable:
-            own = torch.from_numpy(bits[slot.offset : slot.stop]).view(slot.shape)
-            count = int(own.sum())
-            own = own.to(parameter.device)
-            if count:
-                personal.append((parameter, None if count == slot.size else _bits(own, parameter)))
-            if count < slot.size:
-                shared.append((parameter, _bits(~own, parameter) if count else None))
-        return personal, shared
+    def _moving(self, policy: Policy) -> Trainable:
+        """The trainable parameters that this policy lets move, with their slots."""
+        if policy.trains == "all":
+            return self._trainable
+        head = self.space.head()
+        return [(slot, parameter) for slot, parameter in self._trainable if slot not in head]
 
-    def _step(self, batch: Batch, moves: Moves, training: Training) -> None:
+    def _step(self, batch: Batch, moves: Moves, settings: RunSettings, window: Window) -> None:
+        training, pull = settings.training, settings.policy.proximal
         self._model.zero_grad()
         torch.autograd.backward(self.task.loss(self._model, batch))
         if training.clip_norm is not None:
             trainable = [parameter for _, parameter in self._trainable]
             nn.utils.clip_grad_norm_(trainable, training.clip_norm)
         with torch.no_grad():
+            if window.squares is not None:
+                window.squares.add()
+            if window.anchor is not None and pull is not None:
+                self._pull(window.anchor, pull)
             for parameter, moving in moves:
                 if parameter.grad is None:
                     continue
@@ -295,9 +302,19 @@ class TorchLearner:
                     parameter.grad.view(moving.dtype).bitwise_and_(moving)
                 parameter.add_(parameter.grad, alpha=-training.learning_rate)
 
-    def _one_pass(self) -> Iterator[Batch]:
+    def _pull(self, anchor: Tensor, strength: float) -> None:
+        """Add the gradient of strength/2 · ‖θ − anchor‖², ``anchor`` of shape (D,)."""
+        pulled: set[int] = set()
+        for slot, parameter in self._trainable:
+            if parameter.grad is not None and slot.offset not in pulled:  # once if tied
+                pulled.add(slot.offset)
+                aim = anchor[slot.offset : slot.stop].view(slot.shape).to(parameter)
+                parameter.grad.add_(parameter - aim, alpha=strength)
+
+    def _one_pass(self, fold: Fold | None) -> Iterator[Batch]:
         empty = True
-        for batch in self.task.train_batches():
+        source = fold.one_pass(self.task.batch_size) if fold else self.task.train_batches()
+        for batch in source:
             empty = False
             yield batch
         if empty:
@@ -305,23 +322,24 @@ class TorchLearner:
                 "train_batches() gave no batch; each call must start a new pass over the data"
             )
 
-    def _endless(self) -> Iterator[Batch]:
+    def _endless(self, fold: Fold | None) -> Iterator[Batch]:
         while True:
-            yield from self._one_pass()
+            yield from self._one_pass(fold)
 
     def _alone(
         self, participations: int, origin: FloatVector, settings: RunSettings
     ) -> FloatVector:
         training = settings.training
-        if training.epochs is not None and settings.policy.schedule == "alternating":
-            # Each of its epochs costs two passes; the baseline gets as many gradient steps.
-            training = training.model_copy(update={"epochs": 2 * training.epochs})
+        if training.epochs is not None:
+            # The baseline gets as many gradient steps.
+            epochs = settings.policy.passes * training.epochs
+            training = training.model_copy(update={"epochs": epochs})
         alone = settings.model_copy(update={"policy": preset("local"), "training": training})
         theta, mask = origin, Mask.full(self.space.dim)
         buffers: dict[str, npt.NDArray[Any]] = {}
-        for number in range(1, participations + 1):
+        for number in range(1, participations + settings.policy.finetune + 1):
             with _seeded(derive_seed(settings, _LOCAL_ONLY, number)):
-                theta = self._train(theta, mask, buffers, settings=alone)
+                theta = self._train(theta, mask, buffers, settings=alone, window=Window())
             buffers = self._integer_buffers()
         return theta
 
@@ -347,7 +365,7 @@ class TorchLearner:
 
     # --- between the model and flat vectors ----------------------------------------------------
 
-    def _find_trainable(self) -> list[tuple[Slot, nn.Parameter]]:
+    def _find_trainable(self) -> Trainable:
         """Every distinct parameter that learns, with its slot; tied ones may share a slot."""
         slots = {t.data_ptr(): slot for slot, t in self._tensors() if t.numel()}
         found = []
@@ -405,25 +423,7 @@ class TorchLearner:
         )
 
 
-def _bits(moving: Tensor, parameter: Tensor) -> Tensor:
-    """For each element all bits or none, as integers of the parameter's width.
-
-    What a gradient keeps under them is itself or +0, also where it is not finite; and it is a
-    tenth of the work of `masked_fill_`.
-    """
-    width = {2: torch.int16, 4: torch.int32, 8: torch.int64}[parameter.element_size()]
-    return -moving.to(width)
-
-
 def _both(hits: Hits, others: Hits) -> int | None:
     if hits is None or others is None or hits.shape != others.shape:
         return None
     return int((hits & others).sum())
-
-
-def _shares(steps: int, parts: list[Moves]) -> list[int]:
-    if len(parts) == 1:
-        return [steps]
-    personal, shared = parts
-    first = (steps // 2 if shared else steps) if personal else 0
-    return [first, steps - first]

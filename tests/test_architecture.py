@@ -49,7 +49,10 @@ ROOMS = {
     "learning": Room(
         (
             *(f"fedselect/{name}.py" for name in ("selection", "training", "simulate", "explain")),
-            "fedselect/dryrun.py",
+            *(
+                f"fedselect/{name}.py"
+                for name in ("dryrun", "gathering", "holdout", "modelspace", "moves")
+            ),
             *("fedselect/*_cli.py", "fedselect/tasks/*"),
         ),
         ours=("light", "kernels", "learning"),

@@ -4,14 +4,16 @@ import numpy as np
 import pytest
 from learning_tasks import BlobTask, mlp
 
-from fedselect import RoundPolicy, Training, preset_run
-from fedselect.dryrun import measure, pull
+from fedselect import RoundPolicy, RunSettings, Training, preset, preset_run
+from fedselect.dryrun import _Federation, measure, pull
 from fedselect.errors import FedSelectError
 from fedselect.estimate import estimate
 from fedselect.estimatedocs import EstimateCreate
+from fedselect.growth import course
 from fedselect.policies import Wire
 from fedselect.simulate import simulate
 from fedselect.tasks import client_tasks
+from fedselect.training import TorchLearner
 
 ROUNDS, CLIENTS = 12, 4
 
@@ -47,6 +49,48 @@ def test_bytes_of_a_whole_run_are_within_five_percent(encoding):
     assert found.run.up == pytest.approx(up, rel=0.05)
     assert found.run.down == pytest.approx(down, rel=0.05)
     assert (dry.measured.value_bytes_up is None) == (encoding == "f32")
+
+
+@pytest.mark.parametrize("name", ["fisher", "fedper-late", "lg-fedavg"])
+def test_bytes_of_other_policies_are_known_before(name):
+    rule = settings().model_copy(
+        update={"policy": preset(name, rounds=ROUNDS), "training": Training(steps=1)}
+    )
+    space = TorchLearner(digits()["site-00"]).space
+    asked = EstimateCreate(space=space.to_json(), settings=rule, clients=CLIENTS, examples=100)
+    found, done = estimate(asked, space), simulate(digits(), rule)
+    assert found.run.up == pytest.approx(sum(done.bytes_up.values()), rel=0.05)
+    assert found.run.down == pytest.approx(sum(done.bytes_down.values()), rel=0.05)
+
+
+@pytest.mark.parametrize(
+    "policy",
+    [
+        preset("fedselect", start_round=9),
+        preset("fisher-gate", start_round=9),
+        preset("fedper-late", start_round=9),
+        preset("fedselect", direction="release", scope="global", growth=0.5),
+    ],
+    ids=lambda policy: f"{policy.name}-{policy.direction}",
+)
+def test_a_dry_run_comes_to_the_last_masks_at_once(policy, monkeypatch):
+    masks = []
+    real = _Federation._update
+
+    def watched(self, name, base):
+        data, mask = real(self, name, base)
+        masks.append(mask.personal)
+        return data, mask
+
+    monkeypatch.setattr(_Federation, "_update", watched)
+    task = BlobTask(mlp)
+    rule = RunSettings(
+        rounds=40, policy=policy, training=Training(steps=2), wire=Wire(encoding="int8")
+    )
+    measure({"one": task}, rule)
+    stages = course(policy, TorchLearner(task).space, 40)
+    first, last = stages[0].personal, stages[-1].personal
+    assert masks == pytest.approx([first] * 5 + [last] * 2, abs=1)
 
 
 def test_a_step_is_timed():

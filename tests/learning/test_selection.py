@@ -15,7 +15,8 @@ from fedselect.growth import quota
 from fedselect.masks import Mask
 from fedselect.personal import PersonalState
 from fedselect.policies import Policy
-from fedselect.selection import grow, next_mask
+from fedselect.scores import Seen
+from fedselect.selection import choose, next_mask
 from fedselect.space import Kind, ParameterSpace, Role
 
 GOLDEN = json.loads((Path(__file__).parents[1] / "golden" / "selection.json").read_text())
@@ -26,6 +27,10 @@ def space(*sizes, role=Role.SELECTABLE):
     return ParameterSpace.of([*rows, ("out.bias", (3,), Kind.BIAS, Role.SHARED)])
 
 
+def grow(policy, theta, reference, *, mask, space, seed):
+    return choose(policy, Seen(theta, reference, seed), mask=mask, space=space)
+
+
 def grown(policy, delta, *, sizes=None, personal=(), seed=0):
     """Indices that are personal after one step; the bias behind the weights moved a lot."""
     here = space(*(sizes or [len(delta)]))
@@ -33,9 +38,7 @@ def grown(policy, delta, *, sizes=None, personal=(), seed=0):
     bits = np.zeros(here.dim, dtype=bool)
     bits[list(personal)] = True
     reference = np.zeros(here.dim, dtype=np.float32)
-    mask = grow(
-        policy, theta, reference=reference, mask=Mask.from_bool(bits), space=here, seed=seed
-    )
+    mask = grow(policy, theta, reference, mask=Mask.from_bool(bits), space=here, seed=seed)
     return np.flatnonzero(mask.to_bool()).tolist()
 
 
@@ -144,15 +147,15 @@ def test_a_change_that_is_not_finite_is_refused_by_name(value):
 def test_an_overflowing_change_is_refused():
     here, huge = space(2), np.full(5, 3e38, dtype=np.float32)
     with pytest.raises(TrainingError):
-        grow(Policy(), huge, reference=-huge, mask=Mask.empty(5), space=here, seed=0)
+        grow(Policy(), huge, -huge, mask=Mask.empty(5), space=here, seed=0)
 
 
 def test_sizes_must_fit():
     here, flat = space(2), np.zeros(5, dtype=np.float32)
     with pytest.raises(MaskError):
-        grow(Policy(), flat, reference=flat, mask=Mask.empty(4), space=here, seed=0)
+        grow(Policy(), flat, flat, mask=Mask.empty(4), space=here, seed=0)
     with pytest.raises(MaskError):
-        grow(Policy(), flat[:3], reference=flat, mask=Mask.empty(5), space=here, seed=0)
+        grow(Policy(), flat[:3], flat, mask=Mask.empty(5), space=here, seed=0)
 
 
 def test_tensors_are_counted_apart_and_only_selectable_ones():
@@ -185,10 +188,10 @@ def cases(draw):
 @given(policies, cases(), st.integers(0, 2**63 - 1))
 def test_growth_keeps_its_promises(policy, case, seed):
     here, theta, reference, mask = case
-    after = grow(policy, theta, reference=reference, mask=mask, space=here, seed=seed)
+    after = grow(policy, theta, reference, mask=mask, space=here, seed=seed)
 
     assert mask <= after
-    assert after == grow(policy, theta, reference=reference, mask=mask, space=here, seed=seed)
+    assert after == grow(policy, theta, reference, mask=mask, space=here, seed=seed)
     new = (after - mask).to_bool()
     delta = np.abs(theta - reference)
     assert (delta[new] > 0).all()
@@ -216,7 +219,7 @@ def test_the_random_control_takes_as_many_of_each_tensor(case, seed):
         grow(
             Policy(growth=0.3, limit=0.8, score=score),
             theta,
-            reference=reference,
+            reference,
             mask=mask,
             space=here,
             seed=seed,

@@ -13,7 +13,7 @@ from fedselect.deltas import quantise, scale_counts
 from fedselect.errors import FedSelectError, SpaceError
 from fedselect.personal import derive_seed
 from fedselect.policies import Arms, Wire
-from fedselect.simulate import simulate, simulate_arms
+from fedselect.simulate import sampled, simulate, simulate_arms
 from fedselect.training import TorchLearner
 from fedselect.wire import encode_version, file_digest
 
@@ -213,10 +213,72 @@ def test_the_order_of_acceptance_is_the_order_of_the_sum():
     assert back.versions[1] == file_digest(encode_version(back.space.digest, values))
 
 
-@pytest.mark.parametrize("order", [lambda n, names: names[1:], lambda n, names: [*names, "x"]])
-def test_an_order_must_name_every_client(order):
+@pytest.mark.parametrize(
+    "order",
+    [
+        lambda n, names: [],
+        lambda n, names: [*names, "x"],
+        lambda n, names: [names[0], *names],
+    ],
+)
+def test_an_order_names_clients_once(order):
     with pytest.raises(FedSelectError, match="order"):
         simulate(tasks(), settings("fedavg", rounds=1), order=order)
+
+
+def test_who_is_not_drawn_does_not_take_part():
+    rule = settings("fedselect", rounds=20)
+    draw = sampled(0.3, seed=1)
+    result = simulate(tasks(10), rule, order=draw)
+    names = sorted(tasks(10))
+    took = {name: sum(name in draw(n, names) for n in range(1, 21)) for name in names}
+    assert {n: state.participations for n, state in result.states.items()} == took
+    assert sum(took.values()) == 3 * 20
+    assert min(took.values()) < 5 < max(took.values())
+    assert simulate(tasks(10), rule, order=draw).versions == result.versions
+
+
+def test_clocks_and_references_are_a_clients_own():
+    """Who takes part every other round grows half as often."""
+    policy = Policy(growth=0.2, limit=1, start_round=2, interval=2)
+    rule = RunSettings(rounds=12, policy=policy, training=STEPS)
+    others = ["site-0", "site-1"]
+    result = simulate(tasks(), rule, order=lambda n, names: names if n % 2 else others)
+    learner = TorchLearner(tasks()["site-2"])
+    grown = []
+    for state in (result.states["site-2"], result.states["site-0"]):
+        size = 48
+        left = size
+        for number in range(state.participations):
+            if policy.due(number):
+                left -= left - round(0.8 * left)
+        counts = state.mask.per_slot(learner.space)
+        grown.append(counts["0.weight"])
+        assert counts["0.weight"] == size - left
+    assert grown[0] < grown[1]
+
+
+def test_who_joins_late_starts_from_the_shared_model_of_that_round():
+    rule = settings("fedper", rounds=4)
+    late = "site-2"
+    result = simulate(tasks(), rule, order=lambda n, names: names[: 3 if n == 4 else 2])
+    three = simulate(tasks(), settings("fedper", rounds=3), order=lambda n, names: names[:2])
+    learner = TorchLearner(tasks()[late])
+    seed = derive_seed(rule, late, 4)
+    state = learner.participate(None, three.values, settings=rule, seed=seed).state
+    np.testing.assert_array_equal(state.theta, result.states[late].theta)
+    assert result.states[late].participations == 1
+    assert three.states[late].participations == 0
+    np.testing.assert_array_equal(three.states[late].theta, three.values)
+    version = len(encode_version(result.space.digest, result.values))
+    # It fetches the third version, the last one and the first.
+    assert result.bytes_down[late] == 3 * version
+
+
+@pytest.mark.parametrize("share", [0, -1, 1.1])
+def test_a_share_is_between_0_and_1(share):
+    with pytest.raises(FedSelectError, match="share"):
+        sampled(share, seed=0)
 
 
 def test_the_order_of_the_mapping_does_not_matter():
@@ -309,12 +371,12 @@ def test_the_order_of_an_arm_is_its_own():
     rule = several("fedper", "fedavg")
 
     def order(arm, number, names):
-        return names[::-1] if arm == "fedavg" else names
+        return names[:2] if arm == "fedavg" else names
 
-    turned = simulate_arms(tasks(), rule, order=order)
+    fewer = simulate_arms(tasks(), rule, order=order)
     plain = simulate_arms(tasks(), rule)
-    assert turned["fedper"].versions == plain["fedper"].versions
-    assert turned["fedavg"].versions != plain["fedavg"].versions
+    assert fewer["fedper"].versions == plain["fedper"].versions
+    assert fewer["fedavg"].versions != plain["fedavg"].versions
 
 
 def test_randomized_arms_split_the_clients_by_their_ids():

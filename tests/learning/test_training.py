@@ -11,8 +11,10 @@ from torch import nn
 
 from fedselect import Kind, Mask, Policy, Role, RunSettings, Training, preset
 from fedselect.errors import SpaceError, TrainingError
+from fedselect.evidence import NOTHING
+from fedselect.modelspace import space_of
 from fedselect.personal import PersonalState, Score, derive_seed
-from fedselect.training import TorchLearner, space_of
+from fedselect.training import TorchLearner
 
 
 def settings(personal="learned", *, rounds=20, schedule="joint", policy=None, **training):
@@ -545,3 +547,115 @@ def test_a_client_that_never_took_part_can_be_scored():
     state = PersonalState.start(base, Policy().bounds(learner.space)[0])
     scores = learner.evaluate(state, base, settings=settings(), origin=base)
     assert len(set(scores.values())) == 1
+
+
+# --- what the next mask is judged by -------------------------------------------------------------
+
+
+def fisher(**changes):
+    rule = preset("fisher", start_round=4, window=2, **changes)
+    return RunSettings(rounds=9, policy=rule, training=Training(steps=3))
+
+
+def test_squared_gradients_are_those_of_the_steps():
+    """With plain SGD, grad = (θ before − θ after) / η."""
+    task = BlobTask(mlp)
+    learner, rule, base = TorchLearner(task), fisher(), TorchLearner(task).initial()
+    state = None
+    for number in range(3):
+        state = learner.participate(state, base, settings=rule, seed=number).state
+    assert state.evidence.terms == {"squared_gradient": 3}
+    watched = counted(task)
+    start = replace(state, participations=2, evidence=NOTHING)
+    done = learner.participate(start, base, settings=rule, seed=7)
+    steps = [np.concatenate([v.reshape(-1).numpy() for v in s.values()]) for s in watched]
+    steps.append(done.theta)
+    expected = sum(((a - b) / 0.05) ** 2 for a, b in pairwise(steps))
+    found = done.state.evidence.sums["squared_gradient"]
+    np.testing.assert_allclose(found, expected, rtol=2e-3, atol=1e-5)
+
+
+def test_evidence_is_gathered_in_the_window_and_dropped_with_the_choice():
+    learner, rule = TorchLearner(BlobTask(mlp)), fisher(score="drift")
+    state, base, seen = None, TorchLearner(BlobTask(mlp)).initial(), []
+    for number in range(6):
+        state = learner.participate(state, base, settings=rule, seed=number).state
+        seen.append(dict(state.evidence.terms))
+        base = (base + state.theta) / 2
+    # Due after participation 3: the statistics are those of 2 and 3.
+    one = {"drift": 1, "squared_drift": 1, "squared_gradient": 3}
+    assert seen == [{}, {}, one, {}, {}, {}]
+    assert state.mask.personal == int(0.02 * learner.space.dim)
+    assert learner.participate(None, base, settings=settings(), seed=0).state.evidence == NOTHING
+
+
+def test_a_frozen_head_stays_and_is_tuned_at_the_end():
+    learner = TorchLearner(BlobTask(mlp))
+    rule = RunSettings(rounds=3, policy=preset("fedbabu"), training=Training(steps=4))
+    base = learner.initial()
+    done = learner.participate(None, base, settings=rule, seed=0)
+    assert moved(learner, base, done.theta) == {"0.weight", "0.bias"}
+    scored = []
+    learner._score = lambda theta: scored.append(theta) or (Score(0, 1, 0.0), None)
+    learner.evaluate(done.state, base, settings=rule, origin=base)
+    _, _, shared, pre, post = scored
+    np.testing.assert_array_equal(pre, shared)
+    assert moved(learner, pre, post) == {"0.weight", "0.bias", "2.weight", "2.bias"}
+
+
+@pytest.mark.parametrize("budget", [{"steps": 5}, {"epochs": 2}])
+@pytest.mark.parametrize("name", ["fedavg-ft", "fedbabu", "ditto", "fedrep"])
+def test_training_alone_takes_as_many_steps_whatever_the_policy(name, budget):
+    task = BlobTask(mlp)
+    learner, seen, state = TorchLearner(task), counted(task), None
+    rule = RunSettings(rounds=3, policy=preset(name), training=Training(batch_size=12, **budget))
+    base = learner.initial()
+    for number in range(3):
+        state = learner.participate(state, base, settings=rule, seed=number).state
+    own, tuned = len(seen), rule.policy.finetune
+    assert own == 3 * (budget.get("steps") or 4 * rule.policy.passes)
+    learner.evaluate(state, base, settings=rule, origin=base)
+    each = own // 3
+    assert len(seen) - own == (own + each) + each if tuned else own
+
+
+def test_the_second_model_of_ditto_is_pulled_towards_the_shared_one():
+    """One step from v: θ = v − η (∇F(v) + λ (v − w))."""
+    task = BlobTask(mlp)
+    learner = TorchLearner(task)
+    training = Training(steps=2, batch_size=24, learning_rate=0.1)
+    rule = RunSettings(rounds=3, policy=preset("ditto", proximal=0.5), training=training)
+    base = learner.initial()
+    first = learner.participate(None, base, settings=rule, seed=0)
+    np.testing.assert_allclose(first.state.own, first.theta, rtol=1e-6)  # v = w: nothing pulls
+    away = base + np.float32(1)
+    done = learner.participate(first.state, away, settings=rule, seed=1)
+    free = rule.model_copy(update={"policy": preset("ditto", proximal=1e-9)})
+    alone = learner.participate(first.state, away, settings=free, seed=1)
+    pull = 0.1 * 0.5 * (away - first.state.own)
+    np.testing.assert_allclose(done.state.own - alone.state.own, pull, rtol=1e-3, atol=1e-6)
+    np.testing.assert_array_equal(done.theta, alone.theta)
+    assert (done.state.own != done.theta).all()
+    assert done.mask.personal == 0
+
+
+def test_the_second_model_is_what_is_scored_kept_and_served():
+    learner = TorchLearner(BlobTask(Awkward))
+    rule = RunSettings(rounds=3, policy=preset("ditto"), training=Training(steps=4))
+    base = learner.initial()
+    state = learner.participate(None, base, settings=rule, seed=0).state
+    read = PersonalState.from_bytes(state.to_bytes(learner.space), learner.space)
+    np.testing.assert_array_equal(read.own, state.own)
+    np.testing.assert_array_equal(state.personalized(base), state.own)
+    scores = learner.evaluate(state, base, settings=rule, origin=base)
+    assert scores["pre"] == scores["post"]
+
+
+def test_states_of_earlier_releases_are_read():
+    learner = TorchLearner(BlobTask(mlp))
+    state = learner.participate(None, learner.initial(), settings=settings(), seed=0).state
+    data = state.to_bytes(learner.space)
+    assert b"evidence" not in data[:2000]
+    assert b"gated" not in data[:2000]
+    read = PersonalState.from_bytes(data, learner.space)
+    assert (read.evidence, read.gated, read.own) == (NOTHING, None, None)

@@ -25,6 +25,7 @@ from fedselect.policies import (
     preset,
     preset_run,
 )
+from fedselect.scalars import Whole
 from fedselect.space import Kind, ParameterSpace, Role
 
 FAST = settings(max_examples=150, deadline=None, derandomize=True)
@@ -68,6 +69,22 @@ def test_settings_are_immutable(model):
         (Policy, {"start_round": -1}),
         (Policy, {"schedule": "both"}),
         (Policy, {"name": "x" * 65}),
+        (Policy, {"scope": "layer"}),
+        (Policy, {"elements": "biases"}),
+        (Policy, {"fraction": 0}),
+        (Policy, {"fraction": 1.1}),
+        (Policy, {"direction": "shrink"}),
+        (Policy, {"shuffled": 1}),
+        (Policy, {"window": 0}),
+        (Policy, {"gate": "test"}),
+        (Policy, {"gate": "holdout"}),
+        (Policy, {"gate": "holdout", "personal": "head"}),
+        (Policy, {"gate": "holdout", "personal": "none", "fraction": 0.02}),
+        (Policy, {"shuffled": True, "scope": "row"}),
+        (Policy, {"trains": "body"}),
+        (Policy, {"proximal": 0}),
+        (Policy, {"proximal": 0.1}),
+        (Policy, {"proximal": 0.1, "personal": "none", "finetune": True}),
         (Training, {"steps": 0}),
         (Training, {"steps": None}),
         (Training, {"steps": 5, "epochs": 1}),
@@ -90,6 +107,7 @@ def test_settings_are_immutable(model):
         (RunSettings, {"rounds": 0}),
         (RunSettings, {"seed": -1}),
         (RunSettings, {"seed": 2**63}),
+        (RunSettings, {"policy": preset("ditto"), "training": Training(steps=1)}),
     ],
 )
 def test_values_out_of_bounds(model, change):
@@ -137,7 +155,7 @@ def test_a_run_in_which_no_mask_is_used_is_refused(interval, start, rounds):
     if used:
         assert RunSettings(rounds=rounds, policy=policy)
     else:
-        with pytest.raises(ValidationError, match="no mask would ever be used"):
+        with pytest.raises(ValidationError, match="would ever be used"):
             RunSettings(rounds=rounds, policy=policy)
 
 
@@ -160,12 +178,21 @@ def test_what_the_presets_are():
     assert {name: preset(name).personal for name in PRESETS} == {
         "fedselect": "learned",
         "fedselect-official": "learned",
+        "fisher": "learned",
+        "fisher-gate": "learned",
+        "shuffled": "learned",
         "random": "learned",
         "fedavg": "none",
+        "fedavg-ft": "none",
+        "ditto": "none",
         "local": "all",
+        "share-then-local": "all",
         "fedper": "head",
         "fedper-late": "head",
-        "share-then-local": "all",
+        "fedrep": "head",
+        "fedbabu": "head",
+        "lg-fedavg": "body",
+        "fedbn": "norm",
     }
     assert preset("random").score == "random"
     official = preset_run("fedselect-official", rounds=60)
@@ -178,6 +205,52 @@ def test_what_the_presets_are():
 def test_presets_differ_from_fedselect_in_what_they_are_named_for_only():
     control = preset("random").model_dump() | {"name": "fedselect", "score": "delta"}
     assert control == preset("fedselect").model_dump()
+    fisher = preset("fisher").model_dump()
+    assert preset("shuffled").model_dump() == fisher | {"name": "shuffled", "shuffled": True}
+    assert preset("fisher-gate").model_dump() == fisher | {"name": "fisher-gate", "gate": "holdout"}
+    late = preset("fedper").model_dump() | {"name": "fedper-late"}
+    assert late == preset("fedper-late").model_dump()
+
+
+EARLIER = {"name", "personal", "score", "growth", "limit", "limit_mode", "interval", "start_round"}
+
+
+@pytest.mark.parametrize("name", ["fedselect", "fedselect-official", "random", "fedavg", "fedper"])
+def test_policies_of_earlier_releases_are_written_as_they_were(name):
+    assert set(preset_run(name, rounds=60).policy.model_dump()) == EARLIER | {"schedule"}
+
+
+def test_a_start_that_few_clients_reach_is_said():
+    few = RoundPolicy(goal=4, over_selection=1)
+    rule = preset_run("fedselect", rounds=60, round=few)  # first used in participation 32
+    assert rule.warnings() == rule.warnings(4) == rule.warnings(7) == rule.warnings(0) == []
+    (text,) = rule.warnings(20)
+    assert "each takes part about 12.0 times" in text
+    assert "first serves participation 32" in text
+    assert preset_run("fedper", rounds=60, round=few).warnings(20) == []
+    (text,) = preset_run("fedper-late", rounds=60, round=few).warnings(20)
+    assert "first serves participation 31" in text
+
+
+@FAST
+@given(
+    st.builds(
+        Policy,
+        personal=st.sampled_from(["learned", "head"]),
+        fraction=st.sampled_from([None, 0.1]),
+        interval=st.integers(1, 5),
+        start_round=st.integers(0, 9),
+        window=st.integers(1, 6),
+    ),
+    st.integers(0, 30),
+)
+def test_statistics_are_those_of_the_last_participations_before_a_choice(policy, number):
+    due = [n for n in range(60) if policy.due(n)]
+    nexts = [n for n in due if n >= number]
+    assert policy.next_due(number) == (nexts[0] if nexts else None)
+    assert policy.gathers(number) == bool(nexts and nexts[0] - number < policy.window)
+    if policy.at_once:
+        assert due == [max(policy.start_round, 1) - 1]
 
 
 @pytest.mark.parametrize("name", sorted(LATE))
@@ -196,7 +269,7 @@ def test_a_fixed_mask_that_waits_asks_for_agents_that_know_it(personal):
     assert waiting.model_dump()["waits"] is True
     assert Policy.model_validate(waiting.model_dump()) == waiting
     assert "waits" not in Policy(personal="learned", start_round=3, waits=True).model_dump()
-    with pytest.raises(ValidationError, match="no mask would ever be used"):
+    with pytest.raises(ValidationError, match="would ever be used"):
         RunSettings(rounds=3, policy=waiting)
 
 
@@ -253,12 +326,39 @@ def where(mask: Mask) -> list[int]:
         ("none", [6, 7, 8, 9, 10], [6, 7, 8, 9, 10]),
         ("all", list(range(14)), list(range(14))),
         ("head", [6, 7, 8, 9, 10, 11, 12, 13], [6, 7, 8, 9, 10, 11, 12, 13]),
+        ("body", [*range(11)], [*range(11)]),
     ],
 )
 def test_bounds(personal, lower, upper):
     least, most = Policy(personal=personal).bounds(SPACE)
     assert (where(least), where(most)) == (lower, upper)
     assert Mask.initial(SPACE) <= least <= most
+
+
+def test_norm_layers_are_norms_with_their_shifts():
+    rows = [(slot.name, slot.shape, slot.kind, slot.role) for slot in SPACE.slots]
+    rows += [
+        ("n.weight", (2,), Kind.NORM, Role.SELECTABLE),
+        ("n.bias", (2,), Kind.BIAS, Role.SHARED),
+    ]
+    space = ParameterSpace.of([*rows, ("o.weight", (2,), Kind.WEIGHT, Role.SELECTABLE)])
+    least, most = preset("fedbn").bounds(space)
+    assert least == most
+    assert where(least - Mask.initial(space)) == [14, 15, 16, 17]
+
+
+@pytest.mark.parametrize("personal", ["body", "norm"])
+def test_a_model_without_what_is_to_be_personal_is_refused(personal):
+    space = ParameterSpace.of([("a.weight", (2,), Kind.WEIGHT, Role.SELECTABLE)])
+    with pytest.raises(SpaceError, match="keep personal"):
+        Policy(personal=personal).bounds(space)
+
+
+def test_release_starts_from_all_that_may_be_chosen():
+    policy = Policy(direction="release")
+    assert policy.first_mask(SPACE) == policy.bounds(SPACE)[1]
+    every = Policy(direction="release", elements="all").first_mask(SPACE)
+    assert every == Mask.full(SPACE.dim)
 
 
 def test_no_head_without_a_selectable_tensor():
@@ -270,8 +370,8 @@ def test_no_head_without_a_selectable_tensor():
 class Extended(Settings):
     """Settings as a later release may have them."""
 
-    known: int = 1
-    added: int = later(5, ge=0)
+    known: Whole = 1
+    added: Whole = later(5, ge=0)
 
 
 def test_a_later_setting_is_left_out_at_its_default_alone():

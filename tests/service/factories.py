@@ -210,12 +210,17 @@ def make_space(*, rows: int = 20) -> ParameterSpace:
 
 
 def make_model(
-    project: Project, *, space: ParameterSpace | None = None, name: str | None = None
+    project: Project,
+    *,
+    space: ParameterSpace | None = None,
+    name: str | None = None,
+    weights: FloatVector | None = None,
 ) -> Model:
     space = space or make_space()
     body = {"name": name or f"model-{next(numbers)}", "space": space.to_json()}
     model = ok(project.owner.post("/v1/models", body), 201)
-    weights = np.random.default_rng(1).normal(size=space.dim).astype(np.float32)
+    if weights is None:
+        weights = np.random.default_rng(1).normal(size=space.dim).astype(np.float32)
     path = f"/v1/models/{model['id']}/uploads"
     ticket = upload(project.owner, path, wire.encode_version(space.digest, weights))
     complete(project.owner, ticket)

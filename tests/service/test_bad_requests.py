@@ -311,7 +311,7 @@ def test_an_unknown_setting_is_named(
     [
         ({"round": {"goal": 3, "quorum": 4}}, "quorum 4 is above goal 3"),
         ({"round": {"goal": 2, "min_contributors": 3}}, "min_contributors 3 is above goal 2"),
-        ({"rounds": 3, "policy": {"start_round": 30}}, "no mask would ever be used"),
+        ({"rounds": 3, "policy": {"start_round": 30}}, "would ever be used"),
         ({"training": {"steps": 2, "epochs": 1}}, "exactly one"),
         ({"training": {}}, "exactly one"),
     ],
