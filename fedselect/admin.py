@@ -21,7 +21,7 @@ from fedselect.comparedoc import Comparison
 from fedselect.errors import FedSelectError
 from fedselect.estimatedocs import RunEstimate
 from fedselect.evaluations import Evaluation
-from fedselect.policies import RunSettings
+from fedselect.policies import RunSettings, preset
 from fedselect.protocol import (
     JobInfo,
     ModelCreate,
@@ -126,9 +126,22 @@ def create_run(
     name: str,
     model_id: Annotated[UUID, typer.Argument(metavar="MODEL", help="Id of the model.")],
     settings: Annotated[Path | None, typer.Option(help="File with its settings, JSON.")] = None,
+    arm: Annotated[
+        list[str] | None, typer.Option(help="A policy by name, as an arm of the run; repeat.")
+    ] = None,
+    mode: Annotated[
+        str | None, typer.Option(help="Of arms: parallel or randomized; else by the clients.")
+    ] = None,
 ) -> RunInfo:
     """Create a run; it waits for `start`."""
-    wanted = valid(RunSettings, **(_read_json(settings) if settings else {}))
+    given = _read_json(settings) if settings else {}
+    if arm:
+        rounds = given.get("rounds", RunSettings.model_fields["rounds"].default)
+        policies = [
+            preset(name, rounds=rounds if isinstance(rounds, int) else None) for name in arm
+        ]
+        given["arms"] = {"mode": mode, "policies": policies}
+    wanted = valid(RunSettings, **given)
     return client.create_run(valid(RunCreate, name=name, model_id=model_id, settings=wanted))
 
 

@@ -327,3 +327,26 @@ def test_the_shell_completes():
 def test_errors_are_of_one_kind(admin, monkeypatch):
     monkeypatch.setenv("FEDSELECT_SERVER", "ftp://x")
     assert isinstance(admin("whoami", code=1).exception, FedSelectError)
+
+
+def test_arms_by_name_and_their_comparison(admin, project, tmp_path):
+    model = make_model(project)
+    names = ("fedselect", "share-then-local", "fedavg")
+    words = [word for name in names for word in ("--arm", name)]
+    run = admin("runs", "create", "pilot", model.id, *words, "--json")
+    assert [arm["name"] for arm in run["arms"]] == list(names)
+    assert run["arms"][1]["policy"]["start_round"] == run["settings"]["rounds"] // 2
+    page, lines = tmp_path / "arms.html", tmp_path / "arms.csv"
+    said = admin("runs", "compare", run["id"], "--html", page, "--csv", lines)
+    assert "arms are judged when" in " ".join(said.split())
+    assert "<svg" not in page.read_text()
+    assert page.read_text().startswith("<!DOCTYPE html>")
+    assert lines.read_bytes().startswith(b"client_id,name,arm")
+    found = admin("runs", "compare", run["id"], "--json")
+    assert found["recommendation"]["policy"] is None
+    assert admin("runs", "create", "x", model.id, "--arm", "none", code=1).exception.code == (
+        "settings_invalid"
+    )
+    assert admin("runs", "report", run["id"], "--arm", "fedavg", "--json")["run"]["policy"] == (
+        "fedavg"
+    )

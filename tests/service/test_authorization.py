@@ -106,6 +106,7 @@ ALLOWED: dict[str, set[str]] = {
     "POST /v1/estimates": STAFF,
     "GET /v1/runs/{run_id}/estimate": STAFF,
     "GET /v1/runs/{run_id}/report": STAFF,
+    "GET /v1/runs/{run_id}/comparison": STAFF,
     "GET /v1/rounds/{round_id}": STAFF,
     "POST /v1/rounds/{round_id}/cancel": HANDS,
     "GET /v1/rounds/{round_id}/manifest": AUDITS,
