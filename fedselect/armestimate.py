@@ -23,6 +23,7 @@ from fedselect.estimatedocs import (
     Traffic,
 )
 from fedselect.filesizes import version_size
+from fedselect.policies import Policy
 from fedselect.space import ParameterSpace
 
 Combine = Callable[[Iterable[float]], float]
@@ -49,8 +50,11 @@ def estimate_run(
         alone = {"settings": asked.settings.of_arm(name), "clients": clients}
         each = estimate(asked.model_copy(update=alone), space, round_seconds=round_seconds)
         found.append(each)
-    together = _parallel if parallel else _randomized
-    whole = together(found, version_size(space.dim))
+    version = version_size(space.dim)
+    if parallel:
+        whole = _parallel(found, version, again=_fetched_again(asked, found, version))
+    else:
+        whole = _randomized(found, version)
     return whole.model_copy(
         update={
             "clients": asked.clients,
@@ -65,20 +69,56 @@ def estimate_run(
 
 
 _TIME = (
+    "Arms without personal elements yet publish the same files, which a client fetches once. "
     "Check-ins are counted for each arm, and the rounds of parallel arms are taken one after the "
     "other; where arms overlap, there are fewer and it takes less."
 )
 
 
-def _parallel(found: Sequence[Estimate], version: int) -> Estimate:
-    again = (len(found) - 1) * version  # of version 0, which all arms share
+def _fetched_again(asked: EstimateCreate, found: Sequence[Estimate], version: int) -> int:
+    """Bytes that a client would receive again, had it not fetched them for another arm.
+
+    All arms share version 0. Arms that share everything at first publish the same versions until
+    the first mask serves, if the same clients take part: all of them.
+    """
+    again = (len(found) - 1) * version
+    rounds, policies = asked.settings.rounds, asked.settings.policies
+    if found[0].per_round < asked.clients:
+        return again
+    until = [_alike(policy, rounds) for policy in policies]
+    first = until.index(max(until))
+    for number, each in enumerate(found):
+        if number != first:
+            again += _downloads(each, until[number], rounds)
+    return again
+
+
+def _alike(policy: Policy, rounds: int) -> int:
+    """The last version that is what FedAvg would publish."""
+    shares_first = policy.personal in {"none", "learned"} or policy.late
+    if policy.schedule != "joint" or not shares_first:
+        return 0
+    use = policy.first_use()
+    return rounds if use is None else use
+
+
+def _downloads(found: Estimate, last: int, rounds: int) -> int:
+    """Bytes of versions 1 to ``last``, as an arm's client fetches them."""
+    total = found.evaluation_down if last >= rounds else 0
+    for stretch in found.masks:
+        begin, end = max(stretch.first, 2), min(stretch.last, last + 1)
+        total += max(0, end - begin + 1) * stretch.download_bytes
+    return total
+
+
+def _parallel(found: Sequence[Estimate], version: int, *, again: int) -> Estimate:
     clients = found[0].clients
     return _combined(found, sum).model_copy(
         update={
             "client": _traffic([e.client for e in found], sum, less=again),
             "run": _traffic([e.run for e in found], sum, less=clients * again),
             "evaluation_down": sum(e.evaluation_down for e in found),
-            "storage": _storage(found, again),
+            "storage": _storage(found, (len(found) - 1) * version),
         }
     )
 

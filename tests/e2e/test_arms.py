@@ -168,4 +168,4 @@ def test_the_estimate_counted_the_arms(demo, finished):
     evaluations = list(demo.admin.evaluations(finished.id))
     assert found.actual.up == sum(e.bytes_sent for e in evaluations)
     assert abs(found.errors.up) < 0.05, found.errors
-    assert abs(found.errors.down) < 0.1, found.errors  # a killed agent fetched some files again
+    assert abs(found.errors.down) < 0.1, found.errors  # the killed agent may fetch a file again

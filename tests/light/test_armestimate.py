@@ -53,6 +53,30 @@ def test_parallel_arms_cost_their_sum_but_for_version_0() -> None:
     assert found.encodings[0].up == pytest.approx(sum(e.encodings[0].up for e in each), abs=3)
 
 
+def test_what_arms_publish_alike_is_fetched_once() -> None:
+    """With all clients in each round: fedselect is FedAvg until its first mask serves."""
+    settings = asked("parallel").settings.model_copy(
+        update={"round": RoundPolicy(goal=12, over_selection=1)}
+    )
+    body = asked("parallel").model_copy(update={"settings": settings})
+    found, version = estimate_run(body, SPACE), version_size(10_000)
+    each = sum(arm.client.down for arm in found.arms)
+    first = settings.policies[2].first_use()
+    assert first == 11
+    assert each - found.client.down == (2 + first) * version
+    assert 12 * found.client.down == found.run.down
+    late = preset("fedper-late", rounds=20)
+    again = Arms(mode="parallel", policies=(*POLICIES, late, preset("local")))
+    more = body.model_copy(update={"settings": settings.model_copy(update={"arms": again})})
+    found = estimate_run(more, SPACE)
+    each = sum(arm.client.down for arm in found.arms)
+    assert each - found.client.down == (4 + first + 10) * version
+    two = Arms(mode="parallel", policies=(preset("fedavg"), preset("random", rounds=40)))
+    same = body.model_copy(update={"settings": settings.model_copy(update={"arms": two})})
+    found = estimate_run(same, SPACE)
+    assert found.client.down < sum(arm.client.down for arm in found.arms) - 19 * version
+
+
 def test_randomized_arms_share_the_clients() -> None:
     found, each = estimate_run(asked("randomized", 60, data_bytes=1000), SPACE), alone(20)
     assert (found.clients, [arm.clients for arm in found.arms]) == (60, [20, 20, 20])
