@@ -96,10 +96,12 @@ def _fetched_again(asked: EstimateCreate, found: Sequence[Estimate], version: in
 def _alike(policy: Policy, rounds: int) -> int:
     """The last version that is what FedAvg would publish."""
     shares_first = policy.personal in {"none", "learned"} or policy.late
-    if policy.schedule != "joint" or not shares_first:
+    plain = policy.passes == 1 and policy.trains == "all" and policy.direction == "grow"
+    if not (plain and shares_first):
         return 0
     use = policy.first_use()
-    return rounds if use is None else use
+    aside = policy.window if policy.gate != "none" else 0  # rounds that train on less
+    return rounds if use is None else max(0, use - aside)
 
 
 def _downloads(found: Estimate, last: int, rounds: int) -> int:

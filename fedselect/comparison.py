@@ -45,7 +45,6 @@ from fedselect.recommend import recommend
 from fedselect.reportdoc import Accuracy, Interval, Population
 from fedselect.reporting import Evaluated, unlike
 
-CONTROLS = frozenset({"random", "shuffled"})
 Shares = npt.NDArray[np.float64]
 
 
@@ -91,8 +90,7 @@ def compare(
 
 def is_control(policy: Policy) -> bool:
     """Whether a policy draws what another one chooses: it is there to be beaten."""
-    chosen = policy.personal == "learned" and policy.score in CONTROLS
-    return chosen or bool(getattr(policy, "shuffled", False))
+    return policy.personal == "learned" and (policy.score == "random" or policy.shuffled)
 
 
 def _with_fedavg(settings: RunSettings, arms: Sequence[Scored]) -> list[Scored]:
