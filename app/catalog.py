@@ -17,7 +17,7 @@ from app.auth import Principal
 from app.db import Tx
 from app.errors import Conflict, Gone, Missing
 from app.storage import Storage
-from app.tables import Model, Object, Version
+from app.tables import Arm, Model, Object, Version
 from fedselect import __version__
 from fedselect.checkindocs import DeltaDownload
 from fedselect.downloads import LONGEST_CHAIN, DeltaFacts, cheapest
@@ -98,6 +98,11 @@ def origin_version(tx: Tx, arm_id: UUID) -> Version:
     ).one()
 
 
+def run_of(tx: Tx, arm_id: UUID) -> UUID:
+    """The run that an arm belongs to."""
+    return tx.session.get_one(Arm, arm_id).run_id
+
+
 def get_model(tx: Tx, principal: Principal, model_id: UUID, *, lock: bool = False) -> Model:
     """A model of the principal's project.
 
@@ -147,12 +152,21 @@ def download(
         Gone: it was deleted.
     """
     version = get_version(tx, principal, version_id)
-    if tx.session.get_one(Object, version.object_key).deletion_id is not None:
-        raise Gone(f"the file of version {version.number} was deleted", code="version_deleted")
+    check_there(tx, version)
     until = tx.now + timedelta(seconds=lifetime)
     return storage.sign_get(
         version.object_key, sha256=version.sha256, size=version.size, until=until
     )
+
+
+def check_there(tx: Tx, version: Version) -> None:
+    """Refuse what needs a version's file if it was deleted.
+
+    Raises:
+        Gone: it was.
+    """
+    if tx.session.get_one(Object, version.object_key).deletion_id is not None:
+        raise Gone(f"the file of version {version.number} was deleted", code="version_deleted")
 
 
 def deltas_to(

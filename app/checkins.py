@@ -9,10 +9,10 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from datetime import datetime, timedelta
-from typing import Any
+from typing import Any, get_args
 from uuid import UUID
 
-from sqlalchemy import Select, bindparam, exists, func, select, true
+from sqlalchemy import ColumnElement, Select, bindparam, exists, func, select, true
 from sqlalchemy.orm import aliased
 
 from app import arms, catalog, ledger, rounds
@@ -34,7 +34,15 @@ from app.tables import (
 from app.wiring import Coordinator
 from fedselect import effects
 from fedselect.checkindocs import Assignment as AssignmentDocument
-from fedselect.checkindocs import CheckIn, CheckInAnswer, Decline, MaskInfo, Outcome, RunBrief
+from fedselect.checkindocs import (
+    CheckIn,
+    CheckInAnswer,
+    Decline,
+    Kind,
+    MaskInfo,
+    Outcome,
+    RunBrief,
+)
 from fedselect.evaluations import Evaluation, EvaluationReport
 from fedselect.lifecycle import (
     GATHERING_ROUNDS,
@@ -50,6 +58,7 @@ from fedselect.lifecycle import (
 )
 from fedselect.policies import Arms, RoundPolicy, RunSettings
 
+KINDS: dict[str, Kind] = {kind: kind for kind in get_args(Kind)}
 SEEN_EVERY = timedelta(seconds=60)  # a write per check-in would be a write per poll
 
 
@@ -69,7 +78,7 @@ def check_in(tx: Tx, principal: Principal, body: CheckIn, *, core: Coordinator) 
     outcomes = [*others, *([outcome] if outcome else [])]
     side_by_side = body.waiting is not None and settings is not None and settings.parallel > 1
     free = side_by_side or not any(map(_unsettled, outcomes))
-    work = _work(tx, client_id, body, evaluating=seen.evaluating) if free else None
+    work = _work(tx, client_id, body, seen) if free else None
     low, high = _window(outcomes, settings.round if settings else RoundPolicy())
     return CheckInAnswer(
         assignment=_document(tx, work, body, core=core) if work else None,
@@ -87,7 +96,7 @@ def check_in(tx: Tx, principal: Principal, body: CheckIn, *, core: Coordinator) 
 @per_thread
 def _situation() -> Select[Any]:
     """Of ``:client``: when it was seen, the newest run of its project, whether any run evaluates
-    there, and the newest signed head of the ledger.
+    there, whether it is asked for ablations, and the newest signed head of the ledger.
     """
     evaluated = aliased(Run)
     run = (
@@ -108,11 +117,17 @@ def _situation() -> Select[Any]:
             run.c.state.label("run_state"),
             run.c.settings,
             evaluating.label("evaluating"),
+            exists().where(*_ablating(Client.id)).label("ablating"),
             head.scalar_subquery().label("checkpoint"),
         )
         .outerjoin(run, true())
         .where(Client.id == bindparam("client"))
     )
+
+
+def _ablating(client: Any) -> tuple[ColumnElement[bool], ...]:
+    open_ones = Assignment.state.in_([s.value for s in OPEN_ASSIGNMENTS])
+    return Assignment.client_id == client, Assignment.kind == "ablate", open_ones
 
 
 def _unable(seen: Any, settings: RunSettings, body: CheckIn) -> str | None:
@@ -174,9 +189,9 @@ def _unsettled(outcome: Outcome) -> bool:
     return outcome.state in {AssignmentState.UPLOADED, AssignmentState.ACCEPTED}
 
 
-def _work(tx: Tx, client_id: UUID, body: CheckIn, *, evaluating: bool) -> Assignment | None:
-    """The oldest open assignment, else a new one: in a round that rejected this client's update,
-    or in one that still selects.
+def _work(tx: Tx, client_id: UUID, body: CheckIn, seen: Any) -> Assignment | None:
+    """The oldest open assignment, then what was asked of it about a version, then a new one: in a
+    round that rejected this client's update, or in one that still selects.
 
     Among several it is the one that has been open longest, so that no arm is left behind; clients
     spread over rounds that opened together.
@@ -184,10 +199,14 @@ def _work(tx: Tx, client_id: UUID, body: CheckIn, *, evaluating: bool) -> Assign
     places = tx.session.execute(_places(), {"client": client_id}).all()
     given: list[Assignment] = [p.Assignment for p in places if p.Assignment is not None]
     given = [each for each in given if each.state in OPEN_ASSIGNMENTS and each.deadline > tx.now]
-    if evaluating:
+    if seen.evaluating:
         given += tx.session.scalars(_evaluations(), {"client": client_id, "now": tx.now})
     if given:
         return min(given, key=lambda each: each.created_at)
+    if seen.ablating and "ablate" in body.kinds:
+        asked = tx.session.scalars(_ablations(), {"client": client_id, "now": tx.now}).first()
+        if asked is not None:
+            return asked
     places = [p for p in places if p.encoding in body.encodings and _in_arm(p, client_id)]
     open_to = [p for p in places if _again(p, tx.now)] or [p for p in places if _new(p, tx.now)]
     open_to.sort(key=lambda place: (place.Round.opened_at, place.Round.id.int ^ client_id.int))
@@ -247,6 +266,13 @@ def _evaluations() -> Select[Assignment]:
     )
 
 
+@per_thread
+def _ablations() -> Select[Assignment]:
+    """The open ablations of ``:client``, oldest first."""
+    query = select(Assignment).where(*_ablating(bindparam("client")))
+    return query.where(Assignment.deadline > bindparam("now")).order_by(Assignment.created_at)
+
+
 def _again(place: Any, now: datetime) -> bool:
     """Whether the client may have another attempt, its last one having been rejected."""
     last = place.Assignment
@@ -300,7 +326,7 @@ def _document(
         assignment.download_size = whole + sum(each.download.size for each in deltas or ())
     return AssignmentDocument(
         id=assignment.id,
-        kind="train" if assignment.kind == "train" else "evaluate",
+        kind=KINDS[assignment.kind],
         run=RunBrief(id=run.id, name=run.name, settings=settings),
         arm_id=assignment.arm_id,
         round=number,
@@ -330,7 +356,7 @@ def own_assignment(tx: Tx, client_id: UUID, assignment_id: UUID) -> Assignment:
     return assignment
 
 
-def _locked(tx: Tx, principal: Principal, assignment_id: UUID) -> Assignment:
+def locked(tx: Tx, principal: Principal, assignment_id: UUID) -> Assignment:
     """An own assignment with its run locked, as it is under the lock."""
     assignment = own_assignment(tx, principal.client, assignment_id)
     rounds.lock_run(tx, assignment.run_id)
@@ -344,7 +370,7 @@ def decline(tx: Tx, principal: Principal, assignment_id: UUID, body: Decline) ->
     Raises:
         LifecycleError: it is too late for that.
     """
-    assignment = _locked(tx, principal, assignment_id)
+    assignment = locked(tx, principal, assignment_id)
     if assignment.state != AssignmentState.DECLINED:
         reason = body.reason or "declined by the client"
         rounds.move_assignment(tx, assignment, AssignmentEvent.DECLINE, reason=reason)
@@ -360,9 +386,9 @@ def evaluate(
     Raises:
         Conflict: the assignment is not an evaluation, or it is over.
     """
-    assignment = _locked(tx, principal, assignment_id)
+    assignment = locked(tx, principal, assignment_id)
     if assignment.kind != "evaluate":
-        raise Conflict("this assignment is for training", code="assignment_kind")
+        raise Conflict(f"this assignment is to {assignment.kind}", code="assignment_kind")
     record = tx.session.get(EvaluationRecord, assignment.id)
     if record is None:
         rounds.move_assignment(tx, assignment, AssignmentEvent.REPORT)

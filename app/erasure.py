@@ -14,6 +14,7 @@ from app import clients, holds, ledger, retention, rounds, updates
 from app.db import Tx
 from app.storage import StoredObject
 from app.tables import (
+    AblationRecord,
     Assignment,
     Client,
     Enrolment,
@@ -41,7 +42,7 @@ STAYS = [
 
 
 def erase(core: Coordinator, client_id: UUID, *, project: UUID, actor: str) -> Erasure:
-    """Revoke a client and delete its files, masks and evaluations; repeating it is harmless.
+    """Revoke a client and delete its files, masks, evaluations and ablations; repeat it at will.
 
     Raises:
         Missing: no such client in this project.
@@ -127,6 +128,7 @@ def _forget_rows(tx: Tx, client: Client) -> None:
     own_uploads = Upload.assignment_id.in_(select(Assignment.id).where(mine))
     steps = (
         delete(EvaluationRecord).where(EvaluationRecord.client_id == client.id),
+        delete(AblationRecord).where(AblationRecord.client_id == client.id),
         delete(IdempotentAnswer).where(IdempotentAnswer.caller.in_(callers)),
         update(Upload).where(own_uploads).values(detail=None),
         update(Assignment)
@@ -192,7 +194,7 @@ def _report(tx: Tx, client: Client) -> Erasure:
             Round.state.in_(holds.OPEN_ROUNDS),
         )
     )
-    scores = (Assignment.client_id == client.id) & (Assignment.kind == "evaluate")
+    scores = (Assignment.client_id == client.id) & (Assignment.kind != "train")
     reported = Assignment.state == AssignmentState.ACCEPTED.value
     return Erasure(
         client_id=client.id,

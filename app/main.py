@@ -21,6 +21,7 @@ from app.routes import (
     agents,
     auditing,
     estimating,
+    explaining,
     hooks,
     operations,
     reporting,
@@ -45,7 +46,18 @@ Send the key as `Authorization: Bearer fsk_…`. Errors are `application/problem
 """
 
 
-MODULES = (agents, admin, estimating, reporting, versions, tenancy, hooks, auditing, operations)
+MODULES = (
+    agents,
+    admin,
+    estimating,
+    reporting,
+    explaining,
+    versions,
+    tenancy,
+    hooks,
+    auditing,
+    operations,
+)
 DESCRIBE_MODELS = {"/v1/models", "/v1/estimates"}  # a parameter space is a long document
 
 

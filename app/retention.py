@@ -24,7 +24,15 @@ from app.db import Tx
 from app.errors import Unavailable
 from app.settings import AppSettings
 from app.storage import StoredObject
-from app.tables import EvaluationRecord, IdempotentAnswer, Object, Round, Run, Version
+from app.tables import (
+    AblationRecord,
+    EvaluationRecord,
+    IdempotentAnswer,
+    Object,
+    Round,
+    Run,
+    Version,
+)
 from app.wiring import Coordinator
 from fedselect.retention import (
     Collected,
@@ -215,16 +223,15 @@ def _retire(tx: Tx, policy: RetentionPolicy, limit: int | None) -> Part:
 def _forget_evaluations(tx: Tx, policy: RetentionPolicy, limit: int | None) -> Part:
     if policy.evaluations is None:
         return []
-    query = (
-        select(EvaluationRecord)
-        .join(Run, Run.id == EvaluationRecord.run_id)
-        .where(
-            Run.state.in_(holds.ENDED_RUNS),
-            EvaluationRecord.created_at <= tx.now - policy.evaluations,
+    found: list[EvaluationRecord | AblationRecord] = []
+    for table in (EvaluationRecord, AblationRecord):
+        query = (
+            select(table)
+            .join(Run, Run.id == table.run_id)
+            .where(Run.state.in_(holds.ENDED_RUNS), table.created_at <= tx.now - policy.evaluations)
+            .limit(limit)
         )
-        .limit(limit)
-    )
-    found = tx.session.scalars(query).all()
+        found += tx.session.scalars(query)
     for record in found:
         tx.session.delete(record)
     return [("evaluations", 0, record.created_at) for record in found]

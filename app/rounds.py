@@ -436,6 +436,59 @@ def _known_mask(tx: Tx, arm_id: UUID, client_id: UUID) -> UUID | None:
     return tx.session.scalar(query)
 
 
+# --- what clients are asked of a version -------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Errand:
+    """Work outside a round: its kind, until when, and why, in words for the history."""
+
+    kind: str
+    deadline: datetime
+    reason: str
+    attempt: int = 1
+
+
+def send(tx: Tx, run: Run, version: Version, client_id: UUID, errand: Errand) -> Assignment:
+    """Give a client work on a version of an arm; the run must be locked."""
+    assignment = Assignment(
+        id=uuid4(),
+        project_id=run.project_id,
+        run_id=run.id,
+        arm_id=version.arm_id,
+        client_id=client_id,
+        version_id=version.id,
+        kind=errand.kind,
+        attempt=errand.attempt,
+        state=AssignmentState.ASSIGNED.value,
+        deadline=errand.deadline,
+        created_at=tx.now,
+    )
+    tx.session.add(assignment)
+    tx.session.flush()
+    _record(tx, "assignment", assignment, before=None, reason=errand.reason)
+    return assignment
+
+
+def overdue_ablations(tx: Tx) -> Sequence[Assignment]:
+    """Open ablations behind their deadline."""
+    query = select(Assignment).where(
+        Assignment.kind == "ablate",
+        Assignment.state.in_([s.value for s in OPEN_ASSIGNMENTS]),
+        Assignment.deadline <= tx.now,
+    )
+    return tx.session.scalars(query).all()
+
+
+def expire_ablations(tx: Tx, run_id: UUID) -> None:
+    """End the ablations of a run that nobody has answered in time."""
+    lock_run(tx, run_id)
+    for assignment in overdue_ablations(tx):
+        if assignment.run_id == run_id:
+            reason = "no ablation before the deadline"
+            move_assignment(tx, assignment, AssignmentEvent.EXPIRE, reason=reason)
+
+
 # --- evaluation at the end of a run ------------------------------------------------------------
 
 
@@ -443,34 +496,14 @@ def _start_evaluation(tx: Tx, run: Run, settings: RunSettings) -> None:
     """Ask every client for its scores in each of its arms, one arm after the other."""
     move_run(tx, run, RunEvent.EVALUATE)
     run.evaluation_ends = tx.now + timedelta(seconds=settings.round.report_deadline)
+    errand = Errand("evaluate", run.evaluation_ends, "evaluate the last version")
     clients = arms.clients_of(tx, run)
     for arm in arms.of_run(tx, run):
         version = catalog.newest_version(tx, arm.id)
-        mine = [each for each in clients if arm.name in settings.arms_of(str(each))]
-        _ask_for_scores(tx, run, version, mine, until=run.evaluation_ends)
+        for client_id in clients:
+            if arm.name in settings.arms_of(str(client_id)):
+                send(tx, run, version, client_id, errand)
     finish_evaluation(tx, run.id)
-
-
-def _ask_for_scores(
-    tx: Tx, run: Run, version: Version, clients: Sequence[UUID], *, until: datetime
-) -> None:
-    for client_id in clients:
-        assignment = Assignment(
-            id=uuid4(),
-            project_id=run.project_id,
-            run_id=run.id,
-            arm_id=version.arm_id,
-            client_id=client_id,
-            version_id=version.id,
-            kind="evaluate",
-            attempt=1,
-            state=AssignmentState.ASSIGNED.value,
-            deadline=until,
-            created_at=tx.now,
-        )
-        tx.session.add(assignment)
-        tx.session.flush()
-        _record(tx, "assignment", assignment, before=None, reason="evaluate the last version")
 
 
 def finish_evaluation(tx: Tx, run_id: UUID) -> None:

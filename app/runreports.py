@@ -7,6 +7,8 @@ Owns these queries and how much of the store one report may read. What follows f
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import datetime
 from threading import BoundedSemaphore
@@ -41,7 +43,17 @@ from fedselect.overlap import History, Stage, wanted
 from fedselect.policies import RunSettings
 from fedselect.protocol import ArmInfo, RunInfo
 from fedselect.reportdoc import MaskReading, RunPart, RunReport
-from fedselect.reporting import Evaluated, Measured, Stored, Work, assemble, budget, unlike
+from fedselect.reporting import (
+    Evaluated,
+    Measured,
+    Repeated,
+    Stored,
+    Work,
+    assemble,
+    budget,
+    unlike,
+    unlike_rerun,
+)
 from fedselect.space import ParameterSpace
 
 MOST_CLIENTS = 100  # whose masks one report looks at, the first by name
@@ -68,6 +80,20 @@ class Found:
     keys: dict[str, str]
     now: datetime
     fedavg: UUID | None = None
+    rerun: Repeated | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Others:
+    """Runs to compare with: a FedAvg run, if not the run's own arm, and the same run with another
+    seed.
+    """
+
+    fedavg: UUID | None = None
+    rerun: UUID | None = None
+
+
+NONE = Others()
 
 
 def report(core: Coordinator, found: Found) -> RunReport:
@@ -77,14 +103,33 @@ def report(core: Coordinator, found: Found) -> RunReport:
         Unavailable: the store is away, or as many reports are being made as there may be
             (``report_busy``): the masks of each are in memory.
     """
+    with room():
+        again = list(found.rerun.masks.values()) if found.rerun else []
+        order = wanted(found.histories, besides=again)
+        read, reading = read_masks(
+            core.storage,
+            order,
+            found.keys,
+            dim=found.space.dim,
+            limit=core.settings.report_mask_bytes,
+        )
+        stored = Stored(found.every, found.clients_known, found.histories, read, reading)
+        rows = (found.space, found.evaluations, found.work, stored, found.fedavg, found.rerun)
+        measured = Measured(*rows)
+        return assemble(found.run, found.settings, measured, made_at=found.now)
+
+
+@contextmanager
+def room() -> Iterator[None]:
+    """Keep others from making too many reports at once.
+
+    Raises:
+        Unavailable: as many are being made as there may be (``report_busy``).
+    """
     if not _ROOM.acquire(timeout=PATIENCE):
         raise Unavailable("other reports are being made; ask again", code="report_busy")
     try:
-        read, reading = _read(core.storage, found, core.settings.report_mask_bytes)
-        stored = Stored(found.every, found.clients_known, found.histories, read, reading)
-        rows = (found.space, found.evaluations, found.work, stored, found.fedavg)
-        measured = Measured(*rows)
-        return assemble(found.run, found.settings, measured, made_at=found.now)
+        yield
     finally:
         _ROOM.release()
 
@@ -95,27 +140,26 @@ def find(
     run_id: UUID,
     *,
     arm: str | None = None,
-    fedavg: UUID | None = None,
+    others: Others = NONE,
 ) -> Found:
-    """All rows that a report of an arm of this run (by default the first) is made of; ``fedavg`` is
-    a FedAvg run to compare with, if not the run's own arm of parallel ones.
+    """All rows that a report of an arm of this run (by default the first) is made of.
 
     Raises:
         Missing: there is no such run in the principal's project.
         Invalid: ``arm_unknown``; ``baseline_unfit``: the other one is not FedAvg at equal gradient
-            steps.
+            steps; ``rerun_unfit``: or differs in more than its seed.
     """
     run = runs.get(tx, principal, run_id)
     whole = runs.info(tx, run)
     info = runs.of_arm(whole, arm)
     model = tx.session.get_one(Model, run.model_id)
     evaluations, version = _evaluations(tx, info.arm_id)
-    fedavg = fedavg or _own_fedavg(info, whole)
-    if fedavg is not None:
-        tuned = _tuned(tx, info, runs.info(tx, runs.get(tx, principal, fedavg)))
-        evaluations = [replace(each, tuned=tuned.get(each.client_id)) for each in evaluations]
+    fedavg = others.fedavg or _own_fedavg(info, whole)
+    tuned = _tuned(tx, info, _named(tx, principal, fedavg))
+    evaluations = [replace(each, tuned=tuned.get(each.client_id)) for each in evaluations]
     every = max(1, math.ceil(info.published / MOST_ROUNDS))
     rows = tx.session.execute(_masks(info.arm_id, info.published, every)).all()
+    repeated, more = _repeated(tx, info, _named(tx, principal, others.rerun))
     return Found(
         run=_part(info, model, version),
         settings=info.settings,
@@ -125,10 +169,16 @@ def find(
         every=every,
         clients_known=rows[0].known if rows else 0,
         histories=_histories(rows),
-        keys={row.sha256: row.object_key for row in rows},
+        keys={row.sha256: row.object_key for row in rows} | more,
         now=tx.now,
         fedavg=fedavg,
+        rerun=repeated,
     )
+
+
+def _named(tx: Tx, principal: Principal, run_id: UUID | None) -> RunInfo | None:
+    """A run to compare with, if one is named."""
+    return None if run_id is None else runs.info(tx, runs.get(tx, principal, run_id))
 
 
 def _part(run: RunInfo, model: Model, version: int | None) -> RunPart:
@@ -189,8 +239,10 @@ def _own_fedavg(arm: RunInfo, run: RunInfo) -> UUID | None:
     return run.id if run.settings.parallel > 1 and _fedavg_arm(arm, run) else None
 
 
-def _tuned(tx: Tx, run: RunInfo, other: RunInfo) -> dict[UUID, EvaluationReport]:
+def _tuned(tx: Tx, run: RunInfo, other: RunInfo | None) -> dict[UUID, EvaluationReport]:
     """What the clients of a FedAvg run, or of the FedAvg arm of one, have reported of it."""
+    if other is None:
+        return {}
     arm = _fedavg_arm(run, other)
     why = unlike(run.settings, other.settings.of_arm(other.arms[0].name))
     if other.model_id != run.model_id:
@@ -199,6 +251,45 @@ def _tuned(tx: Tx, run: RunInfo, other: RunInfo) -> dict[UUID, EvaluationReport]
         why = why or "it is this very arm"
         raise Invalid(f"run {other.name} is no baseline: {why}", code="baseline_unfit")
     return {each.client_id: each.report for each in _evaluations(tx, arm.id)[0]}
+
+
+def _repeated(
+    tx: Tx, arm: RunInfo, other: RunInfo | None
+) -> tuple[Repeated | None, dict[str, str]]:
+    """The clients' last masks in another run's arm of this name, and their objects by digest."""
+    if other is None:
+        return None, {}
+    named = arm.settings.policy.name
+    found = next((each for each in other.arms if each.name == named), None)
+    why = f"it has no arm {named}"
+    if other.model_id != arm.model_id:
+        found, why = None, "it is of another model"
+    if found is not None:
+        why = unlike_rerun(arm.settings, other.settings.of_arm(found.name)) or ""
+    if found is None or why:
+        raise Invalid(f"run {other.name} is no rerun: {why}", code="rerun_unfit")
+    rows = tx.session.execute(last_masks(found.id)).all()
+    masks = {row.id: row.sha256 for row in rows}
+    keys = {row.sha256: row.object_key for row in rows}
+    return Repeated(other.id, other.name, other.settings.seed, masks), keys
+
+
+def last_masks(arm_id: UUID, first: UUID | None = None) -> Select[Any]:
+    """The last mask of an arm's clients in published rounds; that of the client ``first`` first."""
+    latest = func.row_number().over(partition_by=Client.id, order_by=Round.number.desc())
+    newest = (
+        select(Client.id, Client.name, Round.number, MaskRecord.sha256, MaskRecord.object_key)
+        .add_columns(latest.label("place"))
+        .join(Update, Update.client_id == Client.id)
+        .join(Round, Round.id == Update.round_id)
+        .join(Version, Version.round_id == Round.id)
+        .join(MaskRecord, MaskRecord.id == Update.mask_id)
+        .where(Round.arm_id == arm_id, Update.withdrawn_at.is_(None), Client.erased_at.is_(None))
+        .subquery()
+    )
+    order = [(newest.c.id == first).desc()] if first is not None else []
+    query = select(newest).where(newest.c.place == 1)
+    return query.order_by(*order, newest.c.name).limit(MOST_CLIENTS)
 
 
 def _masks(arm_id: UUID, published: int, every: int) -> Select[Any]:
@@ -303,13 +394,17 @@ def _deliveries(arm_id: UUID) -> Select[Any]:
 # --- the store ---------------------------------------------------------------------------------
 
 
-def _read(storage: Storage, found: Found, limit: int) -> tuple[dict[str, Mask], MaskReading]:
-    """The masks that matter most, until ``limit`` bytes are read."""
-    order, size = wanted(found.histories), packed_size(found.space.dim)
+def read_masks(
+    storage: Storage, order: Sequence[str], keys: Mapping[str, str], *, dim: int, limit: int
+) -> tuple[dict[str, Mask], MaskReading]:
+    """Masks over ``dim`` elements by digest, in this order of digests, until ``limit`` bytes are
+    read; ``keys`` are their objects.
+    """
+    size = packed_size(dim)
     chosen = order[: min(MOST_MASKS, limit // size)]
     read: dict[str, Mask] = {}
     for digest in chosen:
-        mask = _mask(storage, found.keys[digest], found.space.dim)
+        mask = _mask(storage, keys[digest], dim)
         if mask is not None and mask.digest == digest:
             read[digest] = mask
     return read, MaskReading(

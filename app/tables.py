@@ -312,7 +312,9 @@ class Round(Table):
 
 
 class Assignment(Table):
-    """One client's place in a round, or in the evaluation of a version (``round_id`` null)."""
+    """One client's place in a round, or in the evaluation or ablation of a version (``round_id``
+    null).
+    """
 
     __tablename__ = "assignments"
     __table_args__ = (
@@ -324,8 +326,16 @@ class Assignment(Table):
             unique=True,
             postgresql_where=text("kind = 'evaluate'"),
         ),
+        Index(
+            "uq_assignments_ablation",
+            "version_id",
+            "client_id",
+            "attempt",
+            unique=True,
+            postgresql_where=text("kind = 'ablate'"),
+        ),
         CheckConstraint("(kind = 'train') = (round_id IS NOT NULL)", name="round_if_train"),
-        _one_of("kind", ["train", "evaluate"]),
+        _one_of("kind", ["train", "evaluate", "ablate"]),
         _one_of("state", [s.value for s in AssignmentState]),
         Index("ix_assignments_client_open", "client_id", "state"),
     )
@@ -461,6 +471,20 @@ class EvaluationRecord(Table):
     assignment_id: Mapped[UUID] = mapped_column(ForeignKey("assignments.id"), primary_key=True)
     project_id: Mapped[UUID] = mapped_column(ForeignKey("projects.id"))
     run_id: Mapped[UUID] = mapped_column(ForeignKey("runs.id"), index=True)
+    client_id: Mapped[UUID] = mapped_column(ForeignKey("clients.id"))
+    version_id: Mapped[UUID] = mapped_column(ForeignKey("versions.id"))
+    report: Mapped[dict[str, Any]]
+    created_at: Mapped[datetime]
+
+
+class AblationRecord(Table):
+    """What a client's personal part of a version is worth on its own held-out data."""
+
+    __tablename__ = "ablations"
+    __table_args__ = (Index("ix_ablations_client", "run_id", "client_id"),)
+    assignment_id: Mapped[UUID] = mapped_column(ForeignKey("assignments.id"), primary_key=True)
+    project_id: Mapped[UUID] = mapped_column(ForeignKey("projects.id"))
+    run_id: Mapped[UUID] = mapped_column(ForeignKey("runs.id"))
     client_id: Mapped[UUID] = mapped_column(ForeignKey("clients.id"))
     version_id: Mapped[UUID] = mapped_column(ForeignKey("versions.id"))
     report: Mapped[dict[str, Any]]

@@ -15,12 +15,21 @@ from uuid import UUID
 
 import typer
 
-from fedselect import admin_access, admin_hooks, admin_versions, comparison, comparisonpage
+from fedselect import (
+    admin_access,
+    admin_hooks,
+    admin_versions,
+    comparison,
+    comparisonpage,
+    explainpage,
+)
 from fedselect.client import Client
 from fedselect.comparedoc import Comparison
 from fedselect.errors import FedSelectError
 from fedselect.estimatedocs import RunEstimate
 from fedselect.evaluations import Evaluation
+from fedselect.explaindocs import Explanation
+from fedselect.pictures import draw
 from fedselect.policies import RunSettings, preset
 from fedselect.protocol import (
     JobInfo,
@@ -34,8 +43,8 @@ from fedselect.protocol import (
 )
 from fedselect.remote import command, group, valid
 from fedselect.reportdoc import RunReport
-from fedselect.reporting import table
 from fedselect.reportpage import page
+from fedselect.reporttable import table
 from fedselect.tenancy import Identity
 from fedselect.uploads import UploadStatus
 
@@ -203,12 +212,20 @@ def report_run(
     fedavg: Annotated[
         UUID | None, typer.Option(help="Id of a FedAvg run of the same settings, to compare with.")
     ] = None,
+    rerun: Annotated[
+        UUID | None, typer.Option(help="Id of the same run with another seed, to compare masks.")
+    ] = None,
+    png: Annotated[
+        Path | None, typer.Option(help="Draw its plots to this file; needs a Chromium.")
+    ] = None,
 ) -> RunReport:
     """Say who gained, who lost, what a run cost and what it personalized."""
-    report = client.run_report(run_id, arm=arm, fedavg=fedavg)
+    report = client.run_report(run_id, arm=arm, fedavg=fedavg, rerun=rerun)
     for path, write in ((html, page), (csv, table)):
         if path is not None:
             _write(path, write(report))
+    if png is not None:
+        draw(page(report), png)
     return report
 
 
@@ -226,6 +243,21 @@ def compare_run(
     for path, write in ((html, comparisonpage.page), (csv, comparison.table)):
         if path is not None:
             _write(path, write(found))
+    return found
+
+
+@command(runs, "explain", columns=("text",), rows="tensors")
+def explain_client(
+    client: Client,
+    run_id: RunId,
+    client_id: Annotated[UUID, typer.Argument(metavar="CLIENT", help="Id of the client.")],
+    html: Annotated[Path | None, typer.Option(help="Write it as a page to this file.")] = None,
+    arm: Annotated[str | None, typer.Option(help="Name of an arm; else the first.")] = None,
+) -> Explanation:
+    """Explain what of a client's model is its own, and what that is worth."""
+    found = client.explanation(run_id, client_id, arm=arm)
+    if html is not None:
+        _write(html, explainpage.page(found))
     return found
 
 

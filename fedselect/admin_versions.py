@@ -6,6 +6,7 @@ print (``remote`` does) or contain rules.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated
 from uuid import UUID
@@ -14,10 +15,11 @@ import typer
 from pydantic import BaseModel
 
 from fedselect.client import Client
+from fedselect.explaindocs import AblationCreate, AblationInfo, AblationsAsked
 from fedselect.exporting import export_version
 from fedselect.personal import write_atomically
 from fedselect.protocol import VersionInfo
-from fedselect.remote import command, group
+from fedselect.remote import command, group, valid
 from fedselect.space import ParameterSpace
 from fedselect.versiondocs import Lineage, SpaceDocument, VersionCard, VersionDifference
 
@@ -87,3 +89,24 @@ def show_space(
 ) -> SpaceDocument:
     """Show a model's parameter space."""
     return client.space(model_id)
+
+
+@command(versions, "ablate")
+def ask_ablations(
+    client: Client,
+    version_id: Id,
+    name: Annotated[
+        list[str] | None,
+        typer.Option("--client", metavar="NAME", help="Of a client; repeatable. Else all."),
+    ] = None,
+    deadline: Annotated[int, typer.Option(help="Seconds that they have.")] = 3600,
+) -> AblationsAsked:
+    """Ask clients what their personal parts of a version are worth; `runs explain` tells it."""
+    asked = valid(AblationCreate, clients=name or None, deadline=deadline)
+    return client.ask_ablations(version_id, asked)
+
+
+@command(versions, "ablations", columns=("client_name", "attempt", "state", "deadline", "reason"))
+def list_ablations(client: Client, version_id: Id) -> Iterator[AblationInfo]:
+    """List who was asked for an ablation, and who has answered."""
+    return client.ablations(version_id)

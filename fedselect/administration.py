@@ -11,6 +11,7 @@ from uuid import UUID
 from fedselect import exchange
 from fedselect.comparedoc import Comparison
 from fedselect.exchange import Flow
+from fedselect.explaindocs import AblationCreate, AblationInfo, AblationsAsked, Explanation
 from fedselect.hooks import (
     DeliveryInfo,
     WebhookChange,
@@ -20,6 +21,7 @@ from fedselect.hooks import (
 )
 from fedselect.operations import Listing, Operations, listing, operation
 from fedselect.protocol import ClientInfo
+from fedselect.reportdoc import RunReport
 from fedselect.tenancy import (
     ClientChange,
     Identity,
@@ -190,3 +192,41 @@ class Administration(Operations):
     def retry_delivery(self, delivery_id: UUID) -> Flow[DeliveryInfo]:
         """Send a dead delivery again."""
         return self._post(f"/v1/deliveries/{delivery_id}/retry", DeliveryInfo)
+
+    # --- reports and explanations --------------------------------------------------------------
+
+    @operation
+    def run_report(
+        self,
+        run_id: UUID,
+        *,
+        arm: str | None = None,
+        fedavg: UUID | None = None,
+        rerun: UUID | None = None,
+    ) -> Flow[RunReport]:
+        """What an arm of a run (by default its first) did for each client, also against a
+        ``fedavg`` run of the same settings, and a ``rerun`` with another seed.
+        """
+        others = {"arm": arm, "fedavg": fedavg, "rerun": rerun}
+        query = {name: str(other) for name, other in others.items() if other}
+        path = f"/v1/runs/{run_id}/report"
+        return exchange.get(path, RunReport, retries=self._retries, query=query)
+
+    @operation
+    def ask_ablations(self, version_id: UUID, asked: AblationCreate) -> Flow[AblationsAsked]:
+        """Ask clients what their personal parts are worth with this version."""
+        return self._post(f"/v1/versions/{version_id}/ablations", AblationsAsked, body=asked)
+
+    @listing
+    def ablations(self, version_id: UUID) -> Listing[AblationInfo]:
+        """Who was asked for an ablation of a version, and who has answered."""
+        return Listing(f"/v1/versions/{version_id}/ablations", AblationInfo)
+
+    @operation
+    def explanation(
+        self, run_id: UUID, client_id: UUID, *, arm: str | None = None
+    ) -> Flow[Explanation]:
+        """What of a client's model is its own, and what that is worth."""
+        path = f"/v1/runs/{run_id}/clients/{client_id}/explanation"
+        query = {"arm": arm} if arm else {}
+        return exchange.get(path, Explanation, retries=self._retries, query=query)

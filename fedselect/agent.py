@@ -16,7 +16,8 @@ from typing import Any
 from pydantic import ValidationError
 
 from fedselect import __version__
-from fedselect.agent_state import AgentFolder, Arm, Credentials, Delivery, Tentative
+from fedselect.agent_state import AgentFolder, Arm
+from fedselect.agentdocs import Credentials, Delivery, Tentative
 from fedselect.checkindocs import Assignment, CheckInAnswer, Outcome
 from fedselect.client import Client
 from fedselect.deltas import DELTA_ENCODINGS
@@ -33,12 +34,13 @@ from fedselect.exchange import STORE_REFUSED, TRANSIENT, Retries
 from fedselect.feedback import write_update
 from fedselect.fetching import Versions
 from fedselect.lifecycle import SETTLED_ASSIGNMENTS, AssignmentState, RoundState, RunState
-from fedselect.personal import Learner, Participation, PersonalState, derive_seed
+from fedselect.personal import Explainer, Learner, Participation, PersonalState, derive_seed
 from fedselect.protocol import Registration
 from fedselect.wire import UpdateMeta
 from fedselect.witness import Witness
 
 ENCODINGS = ("f32", *DELTA_ENCODINGS)
+KINDS = ("train", "evaluate", "ablate")
 # What makes this client unable to do one assignment, and leaves everything else as it was.
 _UNABLE = (TrainingError, SpaceError, MaskError, WireError)
 _LOST_ASSIGNMENTS = SETTLED_ASSIGNMENTS - {AssignmentState.ACCEPTED}
@@ -56,6 +58,7 @@ class StepOutcome(StrEnum):
     COMMITTED = "committed"  # the tentative work counts
     DISCARDED = "discarded"  # the tentative work counts for nothing
     EVALUATED = "evaluated"
+    ABLATED = "ablated"  # it was said what the personal part is worth
     DECLINED = "declined"  # this client could not do its assignment
     FINISHED = "finished"  # the run has ended and nothing is pending
 
@@ -108,7 +111,10 @@ def _registration(token: str, name: str) -> Registration:
 
 
 class Agent:
-    """Does one thing per :meth:`step`; kill it anywhere and make it again from the same folder."""
+    """Does one thing per :meth:`step`; kill it anywhere and make it again from the same folder.
+
+    Without an ``explainer`` it is never asked for an ablation.
+    """
 
     def __init__(
         self,
@@ -118,9 +124,11 @@ class Agent:
         *,
         name: str,
         rng: random.Random,
+        explainer: Explainer | None = None,
     ) -> None:
         self._client = client
         self._learner = learner
+        self._explainer = explainer
         self._folder = folder
         self._name = name
         self._rng = rng
@@ -213,6 +221,7 @@ class Agent:
             encodings=ENCODINGS,
             versions=self._folder.versions(),
             waiting=asked[1:],
+            kinds=KINDS if self._explainer is not None else KINDS[:-1],
         )
 
     def _pause(self, answer: CheckInAnswer) -> float:
@@ -261,8 +270,11 @@ class Agent:
             return Step(StepOutcome.WAITING, wait, work.round, "this assignment is committed")
         try:
             self._check_space(work)
+            arm.keep_run(work.run)
             if work.kind == "train":
                 return self._deliver(arm, work, tentative=self._train(arm, work), wait=wait)
+            if work.kind == "ablate":
+                return self._ablate(arm, work, wait=wait)
             return self._evaluate(arm, work, wait=wait)
         except _UNABLE as error:
             return self._decline(work, str(error), wait=wait)
@@ -325,10 +337,22 @@ class Agent:
             "control_sent": arm.record.control_sent,
             "control_received": arm.record.control_received,
             "gated": state.gated,
+            "divergence": self._versions.divergence(arm, state, base),
+            "labels": self._explainer.labels() if self._explainer is not None else None,
         }
         least = settings.report.min_examples
         self._client.evaluate(work.id, _report(report).withholding(least))
         return Step(StepOutcome.EVALUATED, wait)
+
+    def _ablate(self, arm: Arm, work: Assignment, *, wait: float) -> Step:
+        base, state = self._versions.base(arm, work), self._committed(arm)
+        if state is None or self._explainer is None:
+            raise TrainingError("nothing of this run's model is this client's own")
+        settings = work.run.settings
+        found = self._explainer.ablate(state, base, settings=settings)
+        arm.tally()
+        self._client.ablate(work.id, found.withholding(settings.report.min_examples))
+        return Step(StepOutcome.ABLATED, wait)
 
     def _decline(self, work: Assignment, reason: str, *, wait: float) -> Step:
         self._client.decline(work.id, reason)
@@ -353,7 +377,11 @@ def _described(
         encoding=work.run.settings.wire.encoding,
     )
     delivery = Delivery(
-        assignment=work.id, round=number, mask_version=version, mask_sha256=done.mask.digest
+        assignment=work.id,
+        round=number,
+        mask_version=version,
+        mask_sha256=done.mask.digest,
+        base=work.base.sha256,
     )
     return delivery, meta
 

@@ -17,12 +17,13 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from fedselect.agent import Agent, Step, enrol
-from fedselect.agent_state import AgentFolder, Credentials
+from fedselect.agent_state import AgentFolder
+from fedselect.agentdocs import Credentials
 from fedselect.client import Client
 from fedselect.errors import FedSelectError
 
 if TYPE_CHECKING:
-    from fedselect.personal import Learner
+    from fedselect.personal import Explainer, Learner
 
 Server = Annotated[str, typer.Option(help="Address of the coordinator, https://host:port.")]
 TaskSpec = Annotated[str, typer.Option(help="package.module:Name or path/to/file.py:Name.")]
@@ -39,6 +40,13 @@ UntilFinished = Annotated[
     bool, typer.Option("--until-finished", help="End when the newest run has ended.")
 ]
 Threads = Annotated[int, typer.Option(min=1, help="Threads of torch; 1 repeats bit by bit.")]
+TellLabels = Annotated[
+    bool,
+    typer.Option(
+        "--tell-labels",
+        help="Agree to tell how many training examples there are of each label, few ones left out.",
+    ),
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Log JSON lines.")]
 
 
@@ -56,6 +64,7 @@ def agent(
     token: Token = None,
     until_finished: UntilFinished = False,
     threads: Threads = 1,
+    tell_labels: TellLabels = False,
     as_json: AsJson = False,
 ) -> None:
     """Take part in runs with a task of your own.
@@ -64,12 +73,13 @@ def agent(
     which no process list shows). Kill it at any time: the next start goes on where it was.
     """
     stop = Stop()
-    learner = _learner(task, task_arg or [], threads)
+    learner, explainer = _load(task, task_arg or [], threads, tell_labels=tell_labels)
     folder = AgentFolder(state)
     try:
         known = _credentials(folder, server, name=name, token=token, stop=stop)
         with Client(server, key=known.key, sleep=stop.wait) as client:
-            one = Agent(client, learner, folder, name=known.name, rng=random.SystemRandom())
+            chance = random.SystemRandom()
+            one = Agent(client, learner, folder, name=known.name, rng=chance, explainer=explainer)
             one.run(
                 stop.wait,
                 until_finished=until_finished,
@@ -99,14 +109,19 @@ class Stop:
         return bool(select.select([self._asked], [], [], seconds)[0])
 
 
-def _learner(task: str, arguments: list[str], threads: int) -> Learner:
+def _load(
+    task: str, arguments: list[str], threads: int, *, tell_labels: bool
+) -> tuple[Learner, Explainer]:
+    """What trains a task, and what tells the worth of a client's part of its model."""
     import torch
 
+    from fedselect.explain import TorchExplainer
     from fedselect.tasks import load_task, task_arguments
     from fedselect.training import TorchLearner
 
     torch.set_num_threads(threads)
-    return TorchLearner(load_task(task, **task_arguments(arguments)))
+    learner = TorchLearner(load_task(task, **task_arguments(arguments)))
+    return learner, TorchExplainer(learner, tell_labels=tell_labels)
 
 
 def _credentials(

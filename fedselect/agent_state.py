@@ -1,6 +1,6 @@
 """The agent's folder: what a client keeps between two steps, safe against ``kill -9``.
 
-Owns names, form and order of writing of every file in it::
+Owns names and order of writing of every file in it (their form is ``agentdocs``)::
 
     lock                                  held by the one agent that works here
     registration.json                     the Idempotency-Key of a registration under way
@@ -11,6 +11,7 @@ Owns names, form and order of writing of every file in it::
     evidence/                             heads that cannot both be true, if we were ever shown any
     versions/<sha256>                     version files in use
     arms/<arm>/arm.json                   the truth about an arm: committed, tentative, counters
+    arms/<arm>/run.json                   its run and settings, for the site's own people
     arms/<arm>/<assignment>.safetensors   personal states
     arms/<arm>/<assignment>.update        the update of the tentative one, until it is settled
 
@@ -25,117 +26,41 @@ import fcntl
 import hashlib
 import json
 import os
-import re
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Literal, TypeVar
 from uuid import UUID, uuid4
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
-
+from fedselect.agentdocs import (
+    CREDENTIALS,
+    DIGEST,
+    RUN,
+    SPACE,
+    Committed,
+    Credentials,
+    Delivery,
+    Document,
+    Registering,
+    StoredFile,
+    Tentative,
+    corrupt,
+    read_arm,
+    read_credentials,
+    read_document,
+    read_run,
+    read_version,
+)
+from fedselect.checkindocs import RunBrief
 from fedselect.errors import FedSelectError
 from fedselect.personal import PersonalState, Pieces, sync_folder, write_atomically
 from fedselect.sending import Source, announce
 from fedselect.space import ParameterSpace
 from fedselect.uploads import UploadReserve
 
-CREDENTIALS, REGISTRATION = "credentials.json", "registration.json"
+REGISTRATION = "registration.json"
 CHECKPOINT, LEDGER_KEY = "checkpoint.txt", "ledger-key.txt"
-SPACE = "space.json"
 Meter = Callable[[], tuple[int, int]]
-_DIGEST = re.compile("[0-9a-f]{64}")
 REMEMBERED = 32  # digests of received versions, so that a repeated download counts once
-
-
-class _Document(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-D = TypeVar("D", bound=_Document)
-
-
-class Credentials(_Document):
-    """Who this client is at which coordinator."""
-
-    server: str
-    client_id: UUID
-    name: str
-    key: str = Field(repr=False)
-
-
-class Registering(_Document):
-    """A registration under way: the same call must be repeated until it is answered."""
-
-    server: str
-    name: str
-    token_sha256: str
-    idempotency_key: str
-
-
-class StoredFile(_Document):
-    """A file beside ``arm.json``."""
-
-    name: str
-    sha256: str
-    size: int
-
-
-class Committed(_Document):
-    """The personal state that counts, and the assignment that it came from."""
-
-    assignment: UUID
-    round: int
-    state: StoredFile
-
-
-class Delivery(_Document):
-    """What an update is for, and the mask that it counts under."""
-
-    assignment: UUID
-    round: int
-    mask_version: int
-    mask_sha256: str
-
-
-class Tentative(Delivery):
-    """Work that counts once its update is accepted and its round published.
-
-    ``upload`` is set while a sent file waits to be completed; ``counted`` says that its bytes are
-    in ``bytes_sent``, whatever happens to that upload.
-    """
-
-    state: StoredFile
-    update: StoredFile
-    upload: UUID | None = None
-    counted: bool = False
-
-
-class ArmRecord(_Document):
-    """Where this client stands in one arm.
-
-    ``bytes_sent`` are of update files, ``bytes_received`` of version and delta files together.
-    ``control_sent`` and ``control_received`` are what else was exchanged; of a process that was
-    killed, what it exchanged after its last change here is not known.
-    """
-
-    format: Literal["fedselect-arm/1"] = "fedselect-arm/1"
-    participations: int = 0
-    committed: Committed | None = None
-    tentative: Tentative | None = None
-    bytes_sent: int = 0
-    bytes_received: int = 0
-    delta_bytes_received: int = 0
-    control_sent: int = 0
-    control_received: int = 0
-    received: tuple[str, ...] = ()
-
-    def files(self) -> set[str]:
-        """Names of the files that must stay."""
-        named = [self.committed.state] if self.committed else []
-        if self.tentative:
-            named += [self.tentative.state, self.tentative.update]
-        return {file.name for file in named}
 
 
 class AgentFolder:
@@ -168,13 +93,13 @@ class AgentFolder:
 
     def credentials(self) -> Credentials | None:
         """Who we are, None before the registration."""
-        return _read(self.path / CREDENTIALS, Credentials)
+        return read_credentials(self.path)
 
     def registering(self, server: str, *, name: str, token: str) -> Registering:
         """The registration to make or to repeat; it is on the disk before this returns."""
         path = self.path / REGISTRATION
         digest = hashlib.sha256(token.encode()).hexdigest()
-        begun = _read(path, Registering)
+        begun = read_document(path, Registering)
         if begun and (begun.server, begun.name, begun.token_sha256) == (server, name, digest):
             return begun
         fresh = Registering(
@@ -223,23 +148,25 @@ class AgentFolder:
 
     def version(self, sha256: str) -> bytes | None:
         """A kept version file, None if it has to be fetched."""
-        if not _DIGEST.fullmatch(sha256):  # the service chose it, and it names a file
-            return None
-        path = self._versions / sha256
-        data = path.read_bytes() if path.exists() else b""
-        return data if hashlib.sha256(data).hexdigest() == sha256 else None
+        return read_version(self.path, sha256)
 
     def versions(self) -> list[str]:
         """Digests of the version files that are here."""
-        return sorted(
-            path.name for path in self._versions.iterdir() if _DIGEST.fullmatch(path.name)
-        )
+        return sorted(path.name for path in self._versions.iterdir() if DIGEST.fullmatch(path.name))
 
     def keep_version(self, data: bytes, sha256: str) -> None:
         """Keep a version file, whose digest was checked, for the next use; if it is lost or torn,
         it is fetched again.
         """
         write_atomically(self._versions / sha256, data, durable=False)
+
+    def bases(self, run: UUID) -> set[str]:
+        """Digests of the versions that the work in a run's arms was trained from, what counts and
+        what is tentative.
+        """
+        mine = [path for path in self._arms.iterdir() if (of := read_run(path)) and of.id == run]
+        found = [work for path in mine for work in read_arm(path).work()]
+        return {work.base for work in found if work.base}
 
     def forget_versions(self, *, but: set[str]) -> None:
         """Remove the version files that are not in use, so that they never pile up."""
@@ -294,11 +221,11 @@ class Arm:
         """
         path = self._path / tentative.update.name
         if not path.exists() or path.stat().st_size != tentative.update.size:
-            raise _corrupt(path)
+            raise corrupt(path)
         file = Source(tentative.update.size, partial(_read_range, path))
         found = announce(file)
         if found.sha256 != tentative.update.sha256:
-            raise _corrupt(path)
+            raise corrupt(path)
         return file, found
 
     def received(self, sha256: str, size: int, *, delta: bool = False) -> None:
@@ -312,6 +239,12 @@ class Arm:
                 delta_bytes_received=before.delta_bytes_received + (size if delta else 0),
                 received=(*before.received, sha256)[-REMEMBERED:],
             )
+
+    def keep_run(self, run: RunBrief) -> None:
+        """Keep what run this is; if it is lost, the next assignment says it again."""
+        text, path = run.model_dump_json().encode(), self._path / RUN
+        if not path.exists() or path.read_bytes() != text:
+            write_atomically(path, text, durable=False)
 
     def tally(self) -> None:
         """Count the control traffic up to now."""
@@ -342,7 +275,10 @@ class Arm:
     def commit(self, tentative: Tentative) -> None:
         """The tentative work counts: one replacement of ``arm.json`` promotes it."""
         committed = Committed(
-            assignment=tentative.assignment, round=tentative.round, state=tentative.state
+            assignment=tentative.assignment,
+            round=tentative.round,
+            state=tentative.state,
+            base=tentative.base,
         )
         participations = self.record.participations + 1
         self._change(committed=committed, tentative=None, participations=participations)
@@ -373,17 +309,12 @@ class Arm:
         path = self._path / file.name
         data = path.read_bytes() if path.exists() else b""
         if hashlib.sha256(data).hexdigest() != file.sha256:
-            raise _corrupt(path)
+            raise corrupt(path)
         return data
 
     def _sweep(self) -> None:
-        keep = self.record.files() | {"arm.json"}
+        keep = self.record.files() | {"arm.json", RUN}
         _remove(self._path, lambda name: name not in keep)
-
-
-def read_arm(path: Path) -> ArmRecord:
-    """What an arm's folder says, read without touching anything; see :class:`AgentFolder`."""
-    return _read(path / "arm.json", ArmRecord) or ArmRecord()
 
 
 def _make(folder: Path) -> None:
@@ -418,28 +349,9 @@ def _read_range(path: Path, start: int, length: int) -> bytes:
         return file.read(length)
 
 
-def _corrupt(path: Path) -> FedSelectError:
-    return FedSelectError(
-        f"{path} is not as it was written; restore the folder from a backup, or start again with a "
-        "new state folder and a new enrolment",
-        code="state_corrupt",
-    )
-
-
-def _read(path: Path, form: type[D]) -> D | None:
-    if not path.exists():
-        return None
-    try:
-        return form.model_validate_json(path.read_bytes())
-    except ValidationError:
-        text = f"{path} cannot be read; restore it from a backup or use a new state folder"
-    # Raised out here, so that no exception drags the content, maybe a key, along.
-    raise FedSelectError(text, code="state_corrupt")
-
-
 def _text(path: Path) -> str | None:
     return path.read_text("utf-8") if path.exists() else None
 
 
-def _write(path: Path, document: _Document) -> None:
+def _write(path: Path, document: Document) -> None:
     write_atomically(path, document.model_dump_json(indent=1).encode())

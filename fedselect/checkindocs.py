@@ -48,6 +48,12 @@ class CheckIn(Request):
         max_length=MOST_HELD,
         description="Digests of the version files that it holds, so that it need not fetch all.",
     )
+    kinds: list[Name] = Field(
+        ["train", "evaluate"],
+        max_length=16,
+        description="Kinds of assignments that this agent can do; it gets no other.",
+        examples=[["train", "evaluate", "ablate"]],
+    )
 
 
 class MaskInfo(Answer):
@@ -73,11 +79,17 @@ class DeltaDownload(Answer):
     download: Download
 
 
+Kind = Literal["train", "evaluate", "ablate"]
+
+
 class Assignment(Answer):
-    """Work for one client: train in a round, or evaluate a version."""
+    """Work for one client: train in a round, evaluate a version, or score it without its own part.
+
+    A kind that is not of a check-in's ``kinds`` is never given.
+    """
 
     id: UUID
-    kind: Literal["train", "evaluate"]
+    kind: Kind
     run: RunBrief
     arm_id: UUID
     round: int | None

@@ -58,6 +58,7 @@ HALVES = {
         {
             "agent": "Take part in runs with a task of your own.",
             "estimate": "Say what a run would cost.",
+            "explain": "Explain what of this site's model is its own.",
             "export": "Write a version as a plain state_dict.",
             "import": "Make a parameter space and version 0 of a model.",
             "personalized": "Write this client's own model as a plain state_dict.",

@@ -9,7 +9,8 @@ Owns the statistics and the words *worse* and *harmed*. Every method names its s
   17:873, method 10); models mostly fail on the same examples, so it is too wide rather than too
   narrow;
 - a mean over clients: the percentile bootstrap, clients resampled (Efron and Tibshirani 1993, §13);
-- evenness: Jain's index (Jain, Chiu and Hawe 1984).
+- evenness: Jain's index (Jain, Chiu and Hawe 1984);
+- whether one figure rises with another: Spearman's ρ, with the same bootstrap.
 
 Must not know rows, files or how a score came about. Chance comes in as a seed.
 """
@@ -21,6 +22,7 @@ from collections.abc import Mapping, Sequence
 from statistics import NormalDist, fmean
 
 import numpy as np
+import numpy.typing as npt
 
 from fedselect.evaluations import ScoreReport
 from fedselect.reportdoc import Accuracy, Gain, Interval, Population, Sign
@@ -29,6 +31,7 @@ LEVEL = 0.95
 WORSE_POINTS = 2  # a client is worse below −2 points
 ENOUGH_CLIENTS = 10  # for an interval over clients
 RESAMPLES = 10_000
+RANK_RESAMPLES = 2000  # of a rank correlation
 AT_ONCE = 1_000_000  # numbers that one step of the bootstrap draws
 JUDGED = ("local_only", "fedavg_ft")  # the baselines of *worse* and *harmed*
 BASELINES = {
@@ -44,6 +47,8 @@ UNMEASURED = {
     "with the same settings, and name that run when you ask for the report."
 }
 Scores = Mapping[str, ScoreReport]
+Vector = npt.NDArray[np.float64]
+Whole = npt.NDArray[np.int64]
 
 
 def wilson(correct: int, total: int, *, level: float = LEVEL) -> tuple[float, float]:
@@ -149,6 +154,57 @@ def mean_interval(values: Sequence[float], seed: int) -> Interval | None:
     tail = (1 - LEVEL) / 2
     low, high = np.quantile(np.concatenate(means), [tail, 1 - tail])
     return Interval(low=float(low), high=float(high))
+
+
+def rank_correlation(x: Sequence[float], y: Sequence[float]) -> float | None:
+    """Spearman's ρ (C. Spearman, Am. J. Psychology 15, 1904), equal values at their mean rank; None
+    if one of them has no spread.
+    """
+    found = _correlations(_levels(x)[None], _levels(y)[None])
+    return float(found[0]) if found.size else None
+
+
+def correlation_interval(x: Sequence[float], y: Sequence[float], seed: int) -> Interval | None:
+    """The percentile bootstrap of ρ, clients resampled; None of fewer than 10, or without spread.
+
+    Resamples in which one of the two has no spread are left out.
+    """
+    count = len(x)
+    if count < ENOUGH_CLIENTS:
+        return None
+    rng, step = np.random.Generator(np.random.PCG64(seed)), max(1, AT_ONCE // count)
+    one, other = _levels(x), _levels(y)
+    parts = []
+    for done in range(0, RANK_RESAMPLES, step):
+        drawn = rng.integers(0, count, size=(min(step, RANK_RESAMPLES - done), count))
+        parts.append(_correlations(one[drawn], other[drawn]))
+    found = np.concatenate(parts)
+    if not found.size:
+        return None
+    tail = (1 - LEVEL) / 2
+    low, high = np.quantile(found, [tail, 1 - tail])
+    return Interval(low=float(low), high=float(high))
+
+
+def _levels(values: Sequence[float]) -> Whole:
+    """The place of each value among the different ones."""
+    return np.unique(np.asarray(values), return_inverse=True)[1].astype(np.int64)
+
+
+def _correlations(one: Whole, other: Whole) -> Vector:
+    """Spearman's ρ of each row of levels (rows, n); rows without spread are left out."""
+    a, b = (ranks - ranks.mean(1, keepdims=True) for ranks in map(_ranks, (one, other)))
+    scale = np.sqrt((a * a).sum(1) * (b * b).sum(1))
+    found: Vector = (a * b).sum(1)[scale > 0] / scale[scale > 0]
+    return found
+
+
+def _ranks(levels: Whole) -> Vector:
+    rows, size = len(levels), int(levels.max(initial=0)) + 1
+    flat = levels + size * np.arange(rows)[:, None]
+    counts = np.bincount(flat.ravel(), minlength=rows * size).reshape(rows, size)
+    mean: Vector = counts.cumsum(1) - (counts - 1) / 2
+    return np.take_along_axis(mean, levels, 1)
 
 
 def population(found: Mapping[str, Gain], *, seed: int) -> Population:

@@ -7,13 +7,21 @@ that could carry data: scores, counts and bytes.
 from __future__ import annotations
 
 from datetime import datetime
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 from uuid import UUID
 
-from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
+from pydantic import (
+    Field,
+    SerializerFunctionWrapHandler,
+    StringConstraints,
+    model_serializer,
+    model_validator,
+)
 
 from fedselect.protocol import Answer, Request
 from fedselect.scalars import Count, Flag, Real
+
+Label = Annotated[str, StringConstraints(min_length=1, max_length=64)]
 
 
 class ScoreReport(Request):
@@ -53,13 +61,28 @@ class EvaluationReport(Request):
         description="Whether the policy's gate has turned the client's mask down, so that it "
         "shares everything. Null: no gate has judged. Left out then: earlier releases refuse it.",
     )
+    divergence: Real | None = Field(
+        None,
+        ge=0,
+        le=2,
+        allow_inf_nan=False,
+        description="1 − cosine of the client's last step on what it shares and the step of all "
+        "since then. Null: the version that it started from is no longer there.",
+    )
+    labels: dict[Label, Count] | None = Field(
+        None,
+        max_length=1000,
+        description="Training examples by label; only of a client that has agreed to tell them. "
+        "No report shows them, only how far they are from those of others.",
+    )
 
     # Not annotated: pydantic then describes the fields in OpenAPI, and not what this returns.
     @model_serializer(mode="wrap")
     def _as_earlier_releases_know_it(self, handler: SerializerFunctionWrapHandler):  # type: ignore[no-untyped-def]
         document: dict[str, Any] = handler(self)
-        if self.gated is None:
-            del document["gated"]
+        for name in ("gated", "divergence", "labels"):
+            if document[name] is None:
+                del document[name]
         return document
 
     @model_validator(mode="after")
@@ -76,9 +99,12 @@ class EvaluationReport(Request):
         return self
 
     def withholding(self, least: int) -> EvaluationReport:
-        """This report without the scores of fewer than ``least`` examples: too few to hide in."""
+        """This report without the scores of fewer than ``least`` examples, and labels of fewer:
+        too few to hide in.
+        """
         kept = {name: s for name, s in self.scores.items() if s.total >= least}
-        return self.model_copy(update={"scores": kept})
+        labels = self.labels and {n: count for n, count in self.labels.items() if count >= least}
+        return self.model_copy(update={"scores": kept, "labels": labels})
 
 
 class Evaluation(Answer):

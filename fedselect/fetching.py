@@ -16,6 +16,8 @@ from fedselect.client import Client
 from fedselect.deltafiles import patch
 from fedselect.errors import ServiceError, WireError
 from fedselect.exchange import DOWNLOAD_MISMATCH, STORE_REFUSED
+from fedselect.heterogeneity import apart
+from fedselect.personal import PersonalState
 from fedselect.protocol import VersionInfo
 from fedselect.space import FloatVector, ParameterSpace
 from fedselect.wire import decode_version, file_digest
@@ -33,7 +35,8 @@ class Versions:
 
     def base(self, arm: Arm, work: Assignment) -> FloatVector:
         """The version that an assignment starts from, shape (D,); of the others, all but the
-        arm's first, and those that other arms of this run were last at, are forgotten.
+        arm's first, those that work of this run was trained from, and those that its other arms
+        were last at, are forgotten.
 
         Raises:
             ServiceError: it cannot be fetched.
@@ -43,8 +46,21 @@ class Versions:
         run, bases = self._bases
         bases = {**(bases if run == work.run.id else {}), work.arm_id: work.base.sha256}
         self._bases = work.run.id, bases
-        self._folder.forget_versions(but={work.origin.sha256, *bases.values()})
+        kept = self._folder.bases(work.run.id)
+        self._folder.forget_versions(but={work.origin.sha256, *bases.values(), *kept})
         return found
+
+    def divergence(self, arm: Arm, state: PersonalState, base: FloatVector) -> float | None:
+        """How far the last committed step was from that of all up to ``base`` (D,), on what this
+        client shares; None if the version that it started from is not here any more.
+        """
+        committed = arm.record.committed
+        data = self._held(committed.base) if committed and committed.base else None
+        if data is None:
+            return None
+        start = decode_version(data, space_digest=self._space.digest, dim=self._space.dim)
+        shared = ~state.merge_mask.to_bool()
+        return apart((state.theta - start)[shared], (base - start)[shared])
 
     def origin(self, arm: Arm, work: Assignment) -> FloatVector:
         """The arm's version 0, shape (D,); see :meth:`base`."""

@@ -20,6 +20,7 @@ from fedselect.checkindocs import CheckIn, CheckInAnswer, Decline, Outcome
 from fedselect.estimatedocs import Estimate, EstimateCreate, Measured, RunEstimate
 from fedselect.evaluations import Evaluation, EvaluationReport
 from fedselect.exchange import Flow, Retries
+from fedselect.explaindocs import AblationInfo, AblationReport
 from fedselect.ledgerdocs import (
     Checkpoint,
     ConsistencyProof,
@@ -47,7 +48,6 @@ from fedselect.protocol import (
     RunInfo,
     VersionInfo,
 )
-from fedselect.reportdoc import RunReport
 from fedselect.retention import Erasure
 from fedselect.sending import Source, announce
 from fedselect.uploads import UploadReserve, UploadStatus, UploadTicket
@@ -171,9 +171,11 @@ class Operations:
         encodings: Sequence[str] = ("f32",),
         versions: Sequence[str] = (),
         waiting: Sequence[UUID] | None = None,
+        kinds: Sequence[str] = ("train", "evaluate"),
     ) -> Flow[CheckInAnswer]:
-        """Ask for work that can be done in one of these ``encodings``, and for the outcome of
-        ``pending``; ``versions`` are the digests of version files that need not be fetched whole.
+        """Ask for work of these ``kinds`` that can be done in one of these ``encodings``, and for
+        the outcome of ``pending``; ``versions`` are the digests of version files that need not be
+        fetched whole.
 
         With ``waiting``, the further assignments whose outcomes are awaited, other arms' work may
         come meanwhile.
@@ -184,6 +186,7 @@ class Operations:
             agent_version=agent_version,
             encodings=list(encodings),
             versions=list(versions)[:MOST_HELD],
+            kinds=list(kinds),
         )
         return self._post("/v1/check-ins", CheckInAnswer, body=body)
 
@@ -229,6 +232,11 @@ class Operations:
     def evaluate(self, assignment_id: UUID, report: EvaluationReport) -> Flow[Evaluation]:
         """Report the scores of an evaluation."""
         return self._post(f"/v1/assignments/{assignment_id}/evaluations", Evaluation, body=report)
+
+    @operation
+    def ablate(self, assignment_id: UUID, report: AblationReport) -> Flow[AblationInfo]:
+        """Report what the client's personal part is worth."""
+        return self._post(f"/v1/assignments/{assignment_id}/ablation", AblationInfo, body=report)
 
     @operation
     def decline(self, assignment_id: UUID, reason: str = "") -> Flow[Outcome]:
@@ -364,18 +372,6 @@ class Operations:
         query |= {"link": link} if link else {}
         path = f"/v1/runs/{run_id}/estimate"
         return exchange.get(path, RunEstimate, retries=self._retries, query=query)
-
-    @operation
-    def run_report(
-        self, run_id: UUID, *, arm: str | None = None, fedavg: UUID | None = None
-    ) -> Flow[RunReport]:
-        """What an arm of a run (by default its first) did for each client, also against a
-        ``fedavg`` run of the same settings.
-        """
-        query = {"fedavg": str(fedavg)} if fedavg else {}
-        query |= {"arm": arm} if arm else {}
-        path = f"/v1/runs/{run_id}/report"
-        return exchange.get(path, RunReport, retries=self._retries, query=query)
 
     @operation
     def round(self, round_id: UUID) -> Flow[RoundDetail]:

@@ -13,7 +13,7 @@ from statistics import fmean
 from uuid import UUID
 
 from fedselect.masks import Mask
-from fedselect.reportdoc import ClientMasks, Overlap, TensorReport
+from fedselect.reportdoc import ClientMasks, Join, Overlap, TensorReport
 from fedselect.space import ParameterSpace, Role, Slot
 
 MOST_TENSORS = 200  # of one report: the largest
@@ -38,9 +38,12 @@ class History:
     stages: Sequence[Stage]
 
 
-def wanted(histories: Sequence[History]) -> list[str]:
-    """The digests to read, the most telling first: every client's last mask, then older ones."""
+def wanted(histories: Sequence[History], *, besides: Sequence[str] = ()) -> list[str]:
+    """The digests to read, the most telling first: every client's last mask, those ``besides``,
+    then older ones.
+    """
     lines = [list(dict.fromkeys(s.digest for s in reversed(h.stages))) for h in histories]
+    lines += [[digest] for digest in besides]
     depth = max(map(len, lines), default=0)
     order = (line[back] for back in range(depth) for line in lines if back < len(line))
     return list(dict.fromkeys(order))
@@ -136,7 +139,61 @@ class Masks:
             jaccard=matrix,
             mean=fmean(found) if found else None,
             by_chance=fmean(blind) if blind else None,
+            tree=average_linkage(matrix),
         )
+
+    def over_rounds(
+        self, histories: Sequence[History], slots: Sequence[str], *, least: int
+    ) -> tuple[list[int], dict[str, list[float | None]]]:
+        """Rounds, and by tensor its mean personal percent in each, None of fewer than ``least``."""
+        counts = {digest: mask.per_slot(self.space) for digest, mask in self._read.items()}
+        known: dict[int, list[dict[str, int]]] = {}
+        for stage in (stage for history in histories for stage in history.stages):
+            found = known.setdefault(stage.round, [])
+            found += [counts[stage.digest]] if stage.digest in counts else []
+        rounds, sizes = sorted(known), {slot.name: slot.size for slot in self.space.slots}
+
+        def mean(name: str, number: int) -> float | None:
+            masks = known[number]
+            shares = (100 * each[name] / sizes[name] for each in masks)
+            return fmean(shares) if len(masks) >= max(least, 1) else None
+
+        return rounds, {name: [mean(name, number) for number in rounds] for name in slots}
+
+    def again(self, mask: Mask, other: Mask) -> tuple[float, float] | None:
+        """Percent of what was chosen that ``other`` chose, too, and what blind choice would give;
+        None if nothing was chosen.
+        """
+        ours, theirs = mask - self._always, other - self._always
+        if not ours.personal:
+            return None
+        one, two = ours.per_slot(self.space), theirs.per_slot(self.space)
+        met = sum(one[slot.name] * two[slot.name] / slot.size for slot in self._sized())
+        return 100 * (ours & theirs).personal / ours.personal, 100 * met / ours.personal
 
     def _sized(self) -> list[Slot]:
         return [slot for slot in self.space.slots if slot.size]
+
+
+def average_linkage(jaccard: Sequence[Sequence[float | None]]) -> list[Join]:
+    """Join the two closest clusters until one is left (UPGMA; Sokal and Michener 1958).
+
+    The distance of two clients is 1 − Jaccard, 0 where neither chose anything; that of clusters the
+    mean over all pairs between them. Of equal distances the first clients are joined first.
+    """
+    count = len(jaccard)
+    apart = {
+        (i, j): 1 - value if (value := jaccard[i][j]) is not None else 0.0
+        for i, j in combinations(range(count), 2)
+    }
+    sizes, joins = dict.fromkeys(range(count), 1), []
+    for made in range(count, 2 * count - 1):
+        one, other = min(apart, key=lambda pair: (apart[pair], pair))
+        joins.append(Join(one=one, other=other, distance=apart.pop((one, other))))
+        weights = sizes.pop(one), sizes.pop(other)
+        for rest in sizes:
+            parts = [apart.pop((min(each, rest), max(each, rest))) for each in (one, other)]
+            mean = sum(w * part for w, part in zip(weights, parts, strict=True)) / sum(weights)
+            apart[rest, made] = mean
+        sizes[made] = sum(weights)
+    return joins

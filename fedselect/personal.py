@@ -11,21 +11,25 @@ import json
 import os
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 import safetensors.numpy
 
+from fedselect.choices import Choices
 from fedselect.errors import FedSelectError
 from fedselect.evidence import NOTHING, Evidence
 from fedselect.masks import Mask
 from fedselect.policies import RunSettings
 from fedselect.space import FloatVector, ParameterSpace
 
+if TYPE_CHECKING:
+    from fedselect.explaindocs import AblationReport
+
 STATE_FORMAT = "fedselect-personal/1"
 Pieces = list[bytes | memoryview]
-_KINDS = {"<f4": "F32", "<i8": "I64", "<i4": "I32", "<i2": "I16", "|i1": "I8"}
+_KINDS = {"<f8": "F64", "<f4": "F32", "<i8": "I64", "<i4": "I32", "<i2": "I16", "|i1": "I8"}
 _KINDS |= {"|u1": "U8", "|b1": "BOOL", "<u2": "U16", "<u4": "U32", "<u8": "U64"}
 
 
@@ -39,7 +43,8 @@ class PersonalState:
     encoding of the last update lost (``feedback``), None where values travel as they are;
     ``evidence`` is what the next choice of a mask will be judged by; ``gated`` says whether the
     gate has turned the mask down, None before it has judged; ``own`` (D,) is the second local model
-    of a policy that has one, which is then the personalized one.
+    of a policy that has one, which is then the personalized one; ``choices`` (2, T, 4) say how the
+    elements of both masks were chosen (``choices``).
     """
 
     participations: int
@@ -52,6 +57,7 @@ class PersonalState:
     evidence: Evidence = NOTHING
     gated: bool | None = None
     own: FloatVector | None = None
+    choices: Choices | None = None
 
     @classmethod
     def start(cls, base: FloatVector, mask: Mask) -> PersonalState:
@@ -83,6 +89,8 @@ class PersonalState:
         if self.own is not None:
             tensors["own"] = self.own
         tensors |= self.evidence.tensors()
+        if self.choices is not None:
+            tensors["choices"] = self.choices
         tensors |= {f"buffer.{name}": array for name, array in sorted(self.buffers.items())}
         tensors |= {"merge_mask": self.merge_mask.packed, "mask": self.mask.packed}
         # Widest first, so that each is aligned for whoever maps the file into memory.
@@ -133,6 +141,7 @@ class PersonalState:
             Evidence.read(tensors, metadata.get("evidence", {})),
             metadata.get("gated"),
             tensors.get("own"),
+            tensors.get("choices"),
         )
 
 
@@ -232,6 +241,18 @@ class Learner(Protocol):
 
         ``origin`` (D,) is the arm's version 0, where the local-only baseline starts from.
         """
+
+
+class Explainer(Protocol):
+    """What the agent needs to tell what its personal part is worth (``explain`` implements it)."""
+
+    def ablate(
+        self, state: PersonalState, base: FloatVector, *, settings: RunSettings
+    ) -> AblationReport:
+        """Score ``base`` with the client's part merged in, and without each tensor's."""
+
+    def labels(self) -> dict[str, int] | None:
+        """Training examples by label, None unless the site agreed to tell them."""
 
 
 def derive_seed(settings: RunSettings, client: str, round_number: int) -> int:

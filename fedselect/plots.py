@@ -118,14 +118,16 @@ class Bar:
     sign: str = "undecided"
 
 
-def intervals(title: str, bars: Sequence[Bar], *, unit: str, mark: float) -> str:
+def intervals(title: str, bars: Sequence[Bar], *, unit: str, mark: float = 0.0) -> str:
     """One row per bar: a dot and its interval; a line at 0 and a dashed one at ``mark``."""
     canvas = Canvas(ROW * len(bars) + 46, title)
     ends = [end for bar in bars for end in bar.interval]
     scale = _across(canvas, padded(ends, include=(0.0, mark)), unit)
     foot = canvas.height - 34
     canvas.line((scale(0), 4), (scale(0), foot), stroke=INK)
-    canvas.line((scale(mark), 4), (scale(mark), foot), stroke=SIGNS["loss"], stroke_dasharray="4 4")
+    if mark:
+        style = {"stroke": SIGNS["loss"], "stroke_dasharray": "4 4"}
+        canvas.line((scale(mark), 4), (scale(mark), foot), **style)
     for number, bar in enumerate(bars):
         y, colour = ROW * (number + 0.7), SIGNS[bar.sign]
         _label(canvas, y, bar.label)
@@ -205,6 +207,51 @@ def lines(title: str, rows: Mapping[str, Line], *, x: str, y: str, top: float) -
         if len(rows) <= LABELLED:
             canvas.text(8, 44 + 16 * number, name[:22], fill=colour, font_size=11)
     return canvas.svg()
+
+
+def scatter(title: str, points: Sequence[tuple[float, float, str]], *, x: str, y: str) -> str:
+    """A dot for each (x, y, sign), a key of ``SIGNS``; a line where y is 0."""
+    canvas = Canvas(300, title)
+    across = _across(canvas, padded([a for a, _, _ in points]), x)
+    range_y = padded([b for _, b, _ in points], include=(0.0,))
+    up = Scale(range_y, (canvas.height - 34, 10))
+    for tick in ticks(*range_y):
+        canvas.line((LEFT, up(tick)), (WIDTH - RIGHT, up(tick)))
+        canvas.text(LEFT - 6, up(tick) + 4, f"{tick:g}", text_anchor="end", font_size=11)
+    canvas.line((LEFT, up(0)), (WIDTH - RIGHT, up(0)), stroke=INK)
+    canvas.text(8, 20, y, font_size=11)
+    for a, b, sign in points:
+        canvas.add("circle", cx=across(a), cy=up(b), r=5.0, fill=SIGNS[sign], fill_opacity=0.7)
+    return canvas.svg()
+
+
+Join = tuple[int, int, float]  # two clusters (leaves first, then earlier joins) and their distance
+
+
+def dendrogram(title: str, names: Sequence[str], joins: Sequence[Join], *, unit: str) -> str:
+    """A tree of n leaves and n − 1 ``joins``, leaves in its own order, distances to the right."""
+    canvas = Canvas(ROW * len(names) + 46, title)
+    top = max([distance for *_, distance in joins], default=0.0) or 1.0
+    scale = _across(canvas, (0.0, 1.05 * top), unit)
+    places: dict[int, tuple[float, float]] = {}
+    for row, leaf in enumerate(_leaves(len(names), joins)):
+        places[leaf] = (scale(0), ROW * (row + 0.7))
+        _label(canvas, places[leaf][1], names[leaf])
+    for number, (one, other, distance) in enumerate(joins, start=len(names)):
+        x, ends = scale(distance), (places[one], places[other])
+        for end in ends:
+            canvas.line(end, (x, end[1]), stroke=PALETTE[0], stroke_width=2)
+        canvas.line((x, ends[0][1]), (x, ends[1][1]), stroke=PALETTE[0], stroke_width=2)
+        places[number] = (x, (ends[0][1] + ends[1][1]) / 2)
+    return canvas.svg()
+
+
+def _leaves(count: int, joins: Sequence[Join]) -> list[int]:
+    """The leaves in an order in which no two branches cross."""
+    below = {leaf: [leaf] for leaf in range(count)}
+    for number, (one, other, _) in enumerate(joins, start=count):
+        below[number] = below.pop(one) + below.pop(other)
+    return [leaf for leaves in below.values() for leaf in leaves]
 
 
 def matrix(title: str, names: Sequence[str], values: Sequence[Sequence[float | None]]) -> str:

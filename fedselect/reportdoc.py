@@ -81,6 +81,29 @@ class ClientReport(Answer):
     accuracy: dict[str, Accuracy]
     gains: dict[str, Gain]
     cost: ClientCost
+    divergence: float | None = Field(
+        None, description="1 − cosine of its last step and that of all; see `heterogeneity`."
+    )
+    label_distance: float | None = Field(
+        None,
+        description="Total variation between its labels and the mean of the other clients that "
+        "agreed to tell theirs.",
+    )
+
+
+Index = Literal["divergence", "label_distance"]
+
+
+class Association(Answer):
+    """Whether clients that differ more from the others gain more, or less."""
+
+    index: Index
+    baseline: str = Field(description="Of the gain.")
+    clients: int = Field(description="n: clients with this index and this gain.")
+    mean_index: float
+    rank_correlation: float | None = Field(description="Spearman's ρ; null: no spread.")
+    interval: Interval | None = Field(description="Bootstrap over clients; null: too few of them.")
+    evidence: Literal["sufficient", "insufficient"]
 
 
 class Population(Answer):
@@ -171,6 +194,19 @@ class TensorReport(Answer):
     elements: int
     mean_percent: float
     clients_percent: list[float] = Field(description="In the order of `overlap.clients`.")
+    rounds_percent: list[float | None] = Field(
+        [],
+        description="Mean over the clients whose mask of the round was read, by `masks.rounds`; "
+        "null: too few of them.",
+    )
+
+
+class Join(Answer):
+    """Two clusters become one. Clients are 0 to n − 1, the first join is n, and so on."""
+
+    one: int
+    other: int
+    distance: float = Field(description="Mean of 1 − Jaccard over all pairs between the two.")
 
 
 class Overlap(Answer):
@@ -182,6 +218,31 @@ class Overlap(Answer):
     by_chance: float | None = Field(
         description="That mean if every client had drawn as many elements of each tensor blindly."
     )
+    tree: list[Join] = Field(
+        [], description="Average linkage of the clients, the closest first; n − 1 joins."
+    )
+
+
+class ClientAgain(Answer):
+    """Of what the policy chose for one client, how much another run chose again."""
+
+    client_id: UUID
+    name: str
+    again_percent: float | None = Field(description="null: nothing was chosen.")
+    chance_percent: float | None = Field(
+        description="If the other run had chosen as many of each tensor blindly."
+    )
+
+
+class Rerun(Answer):
+    """How much of the choice comes again with another seed."""
+
+    run: UUID
+    name: str
+    seed: int
+    clients: list[ClientAgain]
+    mean_again_percent: float | None = Field(description="null: too few clients.")
+    mean_chance_percent: float | None
 
 
 class MaskReading(Answer):
@@ -204,6 +265,8 @@ class MaskReport(Answer):
     tensors: list[TensorReport]
     tensors_left_out: int
     overlap: Overlap | None = Field(description="null: fewer clients than may be compared.")
+    rounds: list[int] = Field([], description="Of `tensors.rounds_percent`.")
+    rerun: Rerun | None = Field(None, description="null: none was named.")
     reading: MaskReading
 
 
@@ -226,6 +289,9 @@ class RunReport(Answer):
     suppression: Reporting
     clients: list[ClientReport] = Field(description="By name.")
     effects: dict[str, Population] = Field(description="By baseline; none of too few clients.")
+    heterogeneity: list[Association] = Field(
+        [], description="Gain against heterogeneity; none of too few clients."
+    )
     fairness: dict[str, float] = Field(description="Jain's index of the accuracies, by model.")
     unmeasured: dict[str, str] = Field(description="Baselines that the run cannot know, and why.")
     fedavg_run: UUID | None = Field(None, description="The run that `fedavg_ft` was taken from.")

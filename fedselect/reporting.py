@@ -1,4 +1,4 @@
-"""From what was measured to the report of a run, and from the report to a table of its clients.
+"""From what was measured to the report of a run.
 
 Owns what a report says: which figures are formed, which are withheld, what FedAvg would have cost.
 The statistics are ``effects`` and ``overlap``. Must not read rows, files or a clock.
@@ -6,26 +6,31 @@ The statistics are ``effects`` and ``overlap``. Must not read rows, files or a c
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from statistics import median
+from itertools import product
+from statistics import fmean, median
+from typing import get_args
 from uuid import UUID
 
 from fedselect import effects
 from fedselect.evaluations import EvaluationReport, ScoreReport
+from fedselect.heterogeneity import unlike as unlike_labels
 from fedselect.masks import Mask
 from fedselect.overlap import History, Masks
 from fedselect.policies import Reporting, RunSettings, Training
 from fedselect.reportdoc import (
+    Association,
+    ClientAgain,
     ClientCost,
     ClientReport,
     Fact,
+    Index,
     MaskReading,
     MaskReport,
     Population,
+    Rerun,
     RunCost,
     RunPart,
     RunReport,
@@ -107,11 +112,33 @@ def unlike(settings: RunSettings, fedavg: RunSettings) -> str | None:
     return None
 
 
+def unlike_rerun(settings: RunSettings, other: RunSettings) -> str | None:
+    """Why another run is not this one with another seed, in words; None if it is."""
+    if other.seed == settings.seed:
+        return f"it has the same seed, {other.seed}"
+    # What a report may show changes no mask.
+    same = other.model_copy(update={"seed": settings.seed, "report": settings.report})
+    if same != settings:
+        names = [n for n in type(same).model_fields if getattr(same, n) != getattr(settings, n)]
+        return f"its {', '.join(names)} are others"
+    return None
+
+
 def budget(training: Training) -> str:
     """The local work of one participation, in words."""
     unit = "gradient steps" if training.steps is not None else "epochs"
     amount = training.steps if training.steps is not None else training.epochs
     return f"{amount} {unit} of {training.batch_size} examples"
+
+
+@dataclass(frozen=True, slots=True)
+class Repeated:
+    """The same run with another seed, and the digest of each client's last mask there."""
+
+    run: UUID
+    name: str
+    seed: int
+    masks: Mapping[UUID, str]
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,6 +150,7 @@ class Measured:
     work: Work
     stored: Stored
     fedavg: UUID | None = None
+    rerun: Repeated | None = None
 
 
 def assemble(
@@ -131,7 +159,8 @@ def assemble(
     """The report; what is said of fewer than the run's ``report.min_…`` is left out."""
     rule, space, stored = settings.report, measured.space, measured.stored
     ordered = sorted(measured.evaluations, key=lambda each: each.name)
-    clients = [_client(each, rule, space, measured.work) for each in ordered]
+    bare = [_client(each, rule, space, measured.work) for each in ordered]
+    clients = _with_label_distances(bare, ordered, rule)
     found = _populations(clients, rule, seed=settings.seed)
     cost = _cost(clients, measured.work)
     return RunReport(
@@ -140,11 +169,12 @@ def assemble(
         suppression=rule,
         clients=clients,
         effects=found,
+        heterogeneity=list(_associations(clients, rule, seed=settings.seed)),
         fairness=_fairness(clients, rule),
         unmeasured={k: v for k, v in effects.UNMEASURED.items() if not measured.fedavg},
         fedavg_run=measured.fedavg,
         cost=cost,
-        masks=_masks(space, stored, rule),
+        masks=_masks(measured, rule),
         facts=list(_facts(run, clients, found, cost, stored)),
     )
 
@@ -171,7 +201,49 @@ def _client(found: Evaluated, rule: Reporting, space: ParameterSpace, work: Work
             fedavg_received_bytes=exchanged * (report.participations + 1),
             seconds=work.seconds.get(found.client_id),
         ),
+        divergence=report.divergence,
     )
+
+
+def _with_label_distances(
+    clients: Sequence[ClientReport], found: Sequence[Evaluated], rule: Reporting
+) -> list[ClientReport]:
+    """How far each client's labels are from those of the others, where enough have told theirs."""
+    told = {each.client_id: each.report.withholding(rule.min_examples).labels for each in found}
+    known = {client: labels for client, labels in told.items() if labels}
+    distances = {}
+    for client, labels in known.items():
+        others = [theirs for other, theirs in known.items() if other != client]
+        if len(others) >= rule.min_clients:
+            distances[client] = unlike_labels(labels, others)
+    return [
+        each.model_copy(update={"label_distance": distances.get(each.client_id)})
+        for each in clients
+    ]
+
+
+def _associations(
+    clients: Sequence[ClientReport], rule: Reporting, *, seed: int
+) -> Iterator[Association]:
+    for index, baseline in product(get_args(Index), ("global", "local_only")):
+        pairs = [
+            (value, client.gains[baseline].points)
+            for client in clients
+            if baseline in client.gains and (value := getattr(client, index)) is not None
+        ]
+        if len(pairs) < max(rule.min_clients, 2):
+            continue
+        x, y = ([*column] for column in zip(*pairs, strict=True))
+        interval = effects.correlation_interval(x, y, seed)
+        yield Association(
+            index=index,
+            baseline=baseline,
+            clients=len(pairs),
+            mean_index=fmean(x),
+            rank_correlation=effects.rank_correlation(x, y),
+            interval=interval,
+            evidence="insufficient" if interval is None else "sufficient",
+        )
 
 
 def _populations(
@@ -225,20 +297,54 @@ def _share(count: int, of: int) -> Share:
     return Share(percent=100 * count / of if of else 0.0, count=count, of=of)
 
 
-def _masks(space: ParameterSpace, stored: Stored, rule: Reporting) -> MaskReport:
+def _masks(measured: Measured, rule: Reporting) -> MaskReport:
+    space, stored = measured.space, measured.stored
     masks = Masks(space, stored.read)
     last = masks.comparable(stored.histories)
     enough = len(last) >= rule.min_clients
     tensors = masks.tensors(last) if enough else []
+    names = [tensor.name for tensor in tensors]
+    rounds, shares = masks.over_rounds(stored.histories, names, least=rule.min_clients)
     known = sum(1 for slot in space.slots if slot.size and slot.role is not Role.FROZEN)
     return MaskReport(
         every=stored.every,
         clients_known=stored.clients_known,
         clients=[masks.over_time(history) for history in stored.histories],
-        tensors=tensors,
+        tensors=[t.model_copy(update={"rounds_percent": shares[t.name]}) for t in tensors],
+        rounds=rounds,
+        rerun=_rerun(measured.rerun, masks, stored, rule) if measured.rerun else None,
         tensors_left_out=known - len(tensors),
         overlap=masks.overlap(last) if enough else None,
         reading=stored.reading,
+    )
+
+
+def _rerun(found: Repeated, masks: Masks, stored: Stored, rule: Reporting) -> Rerun:
+    clients, shares = [], []
+    for history in stored.histories:
+        own = stored.read.get(history.stages[-1].digest)
+        other = stored.read.get(found.masks.get(history.client_id, ""))
+        if own is None or other is None:
+            continue
+        share = masks.again(own, other)
+        again, chance = share if share is not None else (None, None)
+        shares += [share] if share is not None else []
+        clients.append(
+            ClientAgain(
+                client_id=history.client_id,
+                name=history.name,
+                again_percent=again,
+                chance_percent=chance,
+            )
+        )
+    enough = len(shares) >= max(rule.min_clients, 1)
+    return Rerun(
+        run=found.run,
+        name=found.name,
+        seed=found.seed,
+        clients=clients,
+        mean_again_percent=fmean(again for again, _ in shares) if enough else None,
+        mean_chance_percent=fmean(chance for _, chance in shares) if enough else None,
     )
 
 
@@ -307,39 +413,3 @@ def _effect_facts(baseline: str, words: str, found: Population) -> Iterator[Fact
 
 def _fact(code: str, text: str, value: float | None, unit: str, n: int) -> Fact:
     return Fact(code=code, text=text, value=value, unit=unit, n=n)
-
-
-# --- one line per client -----------------------------------------------------------------------
-
-
-def table(report: RunReport) -> str:
-    """The clients as CSV (RFC 4180), one line each; empty where something is not known."""
-    out = io.StringIO()
-    writer = csv.DictWriter(out, COLUMNS)
-    writer.writeheader()
-    writer.writerows(_row(each) for each in report.clients)
-    return out.getvalue()
-
-
-_FIRST = ("client_id", "name", "withheld", "participations", "personal_percent", "gated")
-COLUMNS = (
-    *_FIRST,
-    *(f"{m}_{part}" for m in MODELS for part in ("examples", "percent", "low", "high")),
-    *(f"gain_{b}_{part}" for b in effects.BASELINES for part in ("points", "low", "high")),
-    *(f"{word}_{b}" for b in effects.JUDGED for word in ("worse", "harmed")),
-    *ClientCost.model_fields,
-)
-
-
-def _row(client: ClientReport) -> dict[str, object]:
-    row: dict[str, object] = {name: getattr(client, name) for name in _FIRST}
-    for model, score in client.accuracy.items():
-        row |= {f"{model}_examples": score.examples, f"{model}_percent": score.percent}
-        row |= {f"{model}_low": score.interval.low, f"{model}_high": score.interval.high}
-    for baseline, gain in client.gains.items():
-        row[f"gain_{baseline}_points"] = gain.points
-        row[f"gain_{baseline}_low"] = gain.interval.low
-        row[f"gain_{baseline}_high"] = gain.interval.high
-        if baseline in effects.JUDGED:
-            row |= {f"worse_{baseline}": gain.worse, f"harmed_{baseline}": gain.harmed}
-    return row | client.cost.model_dump()

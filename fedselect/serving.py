@@ -12,7 +12,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from uuid import UUID
 
-from fedselect.agent_state import SPACE, ArmRecord, read_arm
+from fedselect.agentdocs import (
+    SPACE,
+    ArmRecord,
+    read_arm,
+    read_credentials,
+    read_run,
+    read_version,
+)
+from fedselect.checkindocs import RunBrief
 from fedselect.errors import FedSelectError
 from fedselect.exporting import Tensors, named
 from fedselect.personal import PersonalState
@@ -35,6 +43,49 @@ class Personalized:
     participations: int
 
 
+@dataclass(frozen=True)
+class Kept:
+    """What a client last committed in an arm, and what its folder says of it.
+
+    ``base`` are the bytes of the version file that it was trained from. It, ``run`` and ``client``
+    are None where an agent of an earlier release did not keep them.
+    """
+
+    arm: UUID
+    round: int
+    space: ParameterSpace
+    state: PersonalState
+    base: bytes | None
+    run: RunBrief | None
+    client: str | None
+
+
+def load_kept(folder: str | Path, *, arm: UUID | None = None) -> Kept:
+    """The committed state in the agent's ``folder``; ``arm`` says which of several arms.
+
+    Raises:
+        FedSelectError: ``state_missing``, ``state_ambiguous`` (name the arm), ``state_corrupt``.
+    """
+    path = Path(folder)
+    space = _space(path)
+    for _ in range(TRIES):
+        chosen, record = _choose(path, arm)
+        place, committed = path / "arms" / str(chosen), record.committed
+        state = _state(place, record, space)
+        if state is not None and committed is not None:
+            known = read_credentials(path)
+            return Kept(
+                chosen,
+                committed.round,
+                space,
+                state,
+                read_version(path, committed.base) if committed.base else None,
+                read_run(place),
+                known.name if known else None,
+            )
+    raise FedSelectError(f"the state in {path} is damaged", code="state_corrupt")
+
+
 def load_personalized(
     folder: str | Path, *, arm: UUID | None = None, version: bytes | None = None
 ) -> Personalized:
@@ -48,26 +99,14 @@ def load_personalized(
         FedSelectError: ``state_missing``, ``state_ambiguous`` (name the arm), ``state_corrupt``.
         WireError: the version belongs to another model.
     """
-    path = Path(folder)
-    space = _space(path)
-    for _ in range(TRIES):
-        chosen, record = _choose(path, arm)
-        state = _state(path / "arms" / str(chosen), record, space)
-        if state is not None:
-            break
-    else:
-        raise FedSelectError(f"the state in {path} is damaged", code="state_corrupt")
+    kept = load_kept(folder, arm=arm)
+    space, state = kept.space, kept.state
     values = state.theta if state.own is None else state.own
     if version is not None:
         base = decode_version(version, space_digest=space.digest, dim=space.dim)
         values = state.personalized(base)
-    committed = record.committed
-    return Personalized(
-        named(values, space, state.buffers),
-        chosen,
-        committed.round if committed else 0,
-        state.participations,
-    )
+    tensors = named(values, space, state.buffers)
+    return Personalized(tensors, kept.arm, kept.round, state.participations)
 
 
 def _space(path: Path) -> ParameterSpace:

@@ -8,7 +8,7 @@ business, not this module's.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from itertools import islice
@@ -19,6 +19,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
+from fedselect.choices import following as following_choices
 from fedselect.errors import SpaceError, TrainingError
 from fedselect.evidence import NOTHING, SQUARED_GRADIENT
 from fedselect.gathering import Squares, Window, left, met, wanted
@@ -92,7 +93,7 @@ class TorchLearner:
         """
         if state is None:
             state = PersonalState.start(base, settings.policy.first_mask(self.space))
-        self._check_size(base, state)
+        self.check_size(base, state)
         self.task.batch_size = settings.training.batch_size
         state, window = self._prepare(state, base, settings)
         with _seeded(seed):
@@ -102,9 +103,8 @@ class TorchLearner:
             )
             examples = self.task.examples()
         state = replace(state, evidence=window.told(state.evidence))
-        mask, reference = next_mask(
-            settings.policy, state, theta=theta, space=self.space, seed=seed
-        )
+        policy, space = settings.policy, self.space
+        mask, reference = next_mask(policy, state, theta=theta, space=space, seed=seed)
         following = PersonalState(
             participations=state.participations + 1,
             theta=theta,
@@ -112,9 +112,10 @@ class TorchLearner:
             merge_mask=state.mask,
             mask=mask,
             buffers=self._integer_buffers(),
-            evidence=left(settings.policy, state),
+            evidence=left(policy, state),
             gated=state.gated,
             own=own,
+            choices=following_choices(state, mask, theta=theta, space=space),
         )
         return Participation(theta, state.mask, examples, following)
 
@@ -134,7 +135,7 @@ class TorchLearner:
             TrainingError: no batches, or a result that is not finite.
             SpaceError: the state or the base belongs to a model of another size.
         """
-        self._check_size(base, state)
+        self.check_size(base, state)
         self.task.batch_size = settings.training.batch_size
         stays = Mask.initial(self.space).to_bool()
         models = {
@@ -144,12 +145,21 @@ class TorchLearner:
             "pre": state.personalized(base),
             "post": self._finished(state, base, settings),
         }
+        return self.scores(models.items(), own="post", settings=settings)
+
+    def scores(
+        self, models: Iterable[tuple[str, FloatVector]], *, own: str, settings: RunSettings
+    ) -> dict[str, Score]:
+        """Score models (D,) on the same held-out batches; ``both`` counts what ``own`` got right,
+        too. They are asked for one by one, so that they need not be in memory together.
+        """
+        self.task.batch_size = settings.training.batch_size
         found: dict[str, tuple[Score, Hits]] = {}
-        for name, theta in models.items():
+        for name, theta in models:
             with _seeded(settings.seed):  # the same examples in the same order for every model
                 found[name] = self._score(theta)
-        own = found["post"][1]
-        return {name: replace(each, both=_both(hits, own)) for name, (each, hits) in found.items()}
+        ours = found[own][1]
+        return {name: replace(each, both=_both(hits, ours)) for name, (each, hits) in found.items()}
 
     # --- what the next mask is judged by ---------------------------------------------------------
 
@@ -405,7 +415,8 @@ class TorchLearner:
         saved = self._model.state_dict()
         return {name: saved[name].cpu().numpy().copy() for name in self._integers}
 
-    def _check_size(self, base: FloatVector, state: PersonalState) -> None:
+    def check_size(self, base: FloatVector, state: PersonalState) -> None:
+        """Raise SpaceError if the state or the base belongs to a model of another size."""
         if not base.shape == state.theta.shape == (self.space.dim,):
             raise SpaceError(
                 f"a model of {base.size} and a state of {state.theta.size} elements do not fit "

@@ -12,7 +12,10 @@ from sqlalchemy import Connection, text
 from sqlalchemy.engine import URL
 
 APPEND_ONLY = ("ledger_entries", "ledger_seals", "ledger_checkpoints", "transitions", "manifests")
-DELETABLE = ("deliveries", "evaluations", "idempotent_answers", "objects", "partial_sums")
+DELETABLE = (
+    *("ablations", "deliveries", "evaluations", "idempotent_answers", "objects"),
+    "partial_sums",
+)
 RIGHTS = """
     GRANT USAGE ON SCHEMA public TO {role};
     GRANT SELECT, INSERT, UPDATE ON ALL TABLES IN SCHEMA public TO {role};

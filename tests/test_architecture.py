@@ -133,7 +133,8 @@ LONG_FUNCTIONS = {
 # One for each option of the command.
 MANY_PARAMETERS = {
     *("fedselect/agent_cli.py:agent", "fedselect/estimate_cli.py:estimate"),
-    "fedselect/learning_cli.py:simulate",
+    "fedselect/admin.py:report_run",
+    *("fedselect/learning_cli.py:simulate", "fedselect/explain_cli.py:explain_here"),
 }
 DEEP_FUNCTIONS: set[str] = set()
 UNMEASURED = ("migrations/versions/*",)  # one statement after the other, never edited again

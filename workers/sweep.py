@@ -21,12 +21,13 @@ log = logging.getLogger(__name__)
 
 
 def sweep(core: Coordinator) -> None:
-    """Tick rounds, end evaluations, ring for jobs that nobody took."""
+    """Tick rounds, end evaluations and ablations, ring for jobs that nobody took."""
     with core.db.singleton(SWEEPER) as mine:
         if not mine:
             return
         with core.db.transaction(ACTOR, "sweep.look") as tx:
             gathering, evaluating = rounds.overdue(tx)
+            ablating = {each.run_id for each in rounds.overdue_ablations(tx)}
             forgotten = jobs.overdue(tx, grace=GRACE, limit=1000)
         for round_id in gathering:
             with logs.about(round=round_id), core.db.transaction(ACTOR, "sweep.tick") as tx:
@@ -37,6 +38,9 @@ def sweep(core: Coordinator) -> None:
                 core.db.transaction(ACTOR, "sweep.finish_evaluation") as tx,
             ):
                 rounds.finish_evaluation(tx, run_id)
+        for run_id in sorted(ablating):
+            with logs.about(run=run_id), core.db.transaction(ACTOR, "sweep.ablations") as tx:
+                rounds.expire_ablations(tx, run_id)
         if forgotten:
             core.bell.ring(forgotten)
         retention.finish_begun(core)

@@ -20,7 +20,7 @@ import httpx
 import numpy as np
 from pydantic import BaseModel
 
-from fedselect import checkindocs, evaluations, protocol, uploads, wire
+from fedselect import checkindocs, evaluations, explaindocs, protocol, uploads, wire
 from fedselect.deltafiles import step
 from fedselect.deltas import DeltaEncoding
 from fedselect.lifecycle import AssignmentState, RoundState, RunState
@@ -125,6 +125,9 @@ class Coordinator:
     published: list[int] = field(default_factory=list)
     mask: tuple[int, Mask] | None = None
     evaluation: evaluations.EvaluationReport | None = None
+    ablation: explaindocs.AblationReport | None = None
+    ablating: int | None = None  # the version that an ablation is asked of, once the run has ended
+    kinds: list[str] = field(default_factory=list)  # of the last check-in
     run_state: RunState = RunState.RUNNING
     at_once: int = 64
     space_digest: str = SPACE.digest
@@ -172,6 +175,8 @@ class Coordinator:
                 return self._complete(self._row(row))
             case "POST", ["assignments", row, "evaluations"]:
                 return self._once(request, lambda r: self._evaluate(self._row(row), r))
+            case "POST", ["assignments", row, "ablation"]:
+                return self._once(request, lambda r: self._ablated(self._row(row), r))
             case "POST", ["assignments", row, "decline"]:
                 return self._decline(self._row(row), json.loads(request.content)["reason"])
         return problem(404, "route_unknown")
@@ -224,6 +229,7 @@ class Coordinator:
 
     def _check_in(self, body: checkindocs.CheckIn) -> httpx.Response:
         self._progress()
+        self.kinds = body.kinds
         row = next((r for r in self.rows if r.id == body.pending), None)
         if body.pending and row is None:
             return problem(404, "not_found")
@@ -316,6 +322,25 @@ class Coordinator:
         )
         return answer(201, document)
 
+    def _ablated(self, row: Row, request: httpx.Request) -> httpx.Response:
+        if row.state is not A.ASSIGNED:
+            return problem(409, f"assignment_{row.state.value}")
+        self.ablation = explaindocs.AblationReport.model_validate_json(request.content)
+        row.state = A.ACCEPTED
+        document = explaindocs.AblationInfo(
+            id=row.id,
+            client_id=known_id("ward-7"),
+            client_name="ward-7",
+            version_id=UUID(int=row.base),
+            version_number=row.base,
+            attempt=1,
+            state=row.state,
+            reason=None,
+            deadline=NOW,
+            created_at=NOW,
+        )
+        return answer(201, document)
+
     def _decline(self, row: Row, reason: str) -> httpx.Response:
         if row.state not in OPEN:
             return problem(409, f"assignment_{row.state.value}")
@@ -331,7 +356,7 @@ class Coordinator:
     def _progress(self) -> None:
         """One move per check-in: verify an update, or end a round."""
         row = self.rows[-1] if self.rows else None
-        if row is None or row.kind == "evaluate":
+        if row is None or row.kind != "train":
             return
         fate = self._fate(row)
         if row.state is A.UPLOADED:
@@ -395,7 +420,11 @@ class Coordinator:
             return last
         done = len(self.published)
         if done == self.rounds:
-            if last and last.kind == "evaluate":
+            asked = self.ablating is not None and "ablate" in self.kinds
+            if last and last.kind == "evaluate" and asked:
+                self.rows.append(Row(known_id("ablate"), "ablate", self.ablating or 0))
+                return self.rows[-1]
+            if last and last.kind != "train":
                 return None
             self.run_state = RunState.EVALUATING
             self.rows.append(Row(self._known("evaluate"), "evaluate", done))

@@ -12,13 +12,19 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import httpx
+import numpy as np
 import pytest
 
 from fedselect import agent_state
 from fedselect.agent import Agent, Step, StepOutcome, enrol
-from fedselect.agent_state import AgentFolder, ArmRecord
+from fedselect.agent_state import AgentFolder
+from fedselect.agentdocs import ArmRecord
 from fedselect.client import Client, Retries
+from fedselect.evaluations import ScoreReport
+from fedselect.explaindocs import AblationReport, TensorAblation
 from fedselect.personal import PersonalState
+from fedselect.policies import RunSettings
+from fedselect.space import FloatVector
 
 from .fake_coordinator import SERVER, SPACE, TOKEN, Coordinator, TinyLearner, known_id
 
@@ -29,6 +35,31 @@ O = StepOutcome  # noqa: E741
 
 class Killed(BaseException):
     """``kill -9``: nothing in the agent may catch it."""
+
+
+class TinyExplainer:
+    """Numbers that depend on all they should depend on; remembers how often it was asked."""
+
+    def __init__(self) -> None:
+        self.asked = 0
+        self.total = 50
+        self.told: dict[str, int] | None = None
+        self.fault: Callable[[], None] = lambda: None
+
+    def ablate(
+        self, state: PersonalState, base: FloatVector, *, settings: RunSettings
+    ) -> AblationReport:
+        self.asked += 1
+        self.fault()
+        whole = ScoreReport(
+            correct=7, total=self.total, loss=float(np.abs(state.merge(base)).sum())
+        )
+        without = ScoreReport(correct=5, total=self.total, loss=float(np.abs(base).sum()))
+        tensor = TensorAblation(name="body.weight", score=without)
+        return AblationReport(whole=whole, without=without, tensors=[tensor])
+
+    def labels(self) -> dict[str, int] | None:
+        return self.told
 
 
 @dataclass
@@ -42,6 +73,7 @@ class Life:
     path: Path
     other: Coordinator
     learner: TinyLearner = field(default_factory=TinyLearner)
+    explainer: TinyExplainer | None = field(default_factory=TinyExplainer)
     cut: Callable[[str], None] = lambda where: None
     steps: list[Step] = field(default_factory=list)
     waits: list[float] = field(default_factory=list)
@@ -68,7 +100,15 @@ class Life:
         """One process: enrol if needed, then step until the run has ended."""
         folder = AgentFolder(self.path)
         known = enrol(self.client(), folder, token=TOKEN, name=NAME)
-        agent = Agent(self.client(known.key), self.learner, folder, name=NAME, rng=random.Random(0))
+        chance = random.Random(0)
+        agent = Agent(
+            self.client(known.key),
+            self.learner,
+            folder,
+            name=NAME,
+            rng=chance,
+            explainer=self.explainer,
+        )
 
         def sleep(seconds: float) -> bool:
             nonlocal steps

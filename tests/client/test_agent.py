@@ -15,11 +15,13 @@ import pytest
 
 from fedselect import checkindocs, wire
 from fedselect.agent import enrol
-from fedselect.agent_state import AgentFolder, ArmRecord
+from fedselect.agent_state import AgentFolder
+from fedselect.agentdocs import ArmRecord
 from fedselect.errors import FedSelectError, ServiceError, TrainingError
 from fedselect.lifecycle import AssignmentState
 from fedselect.masks import Mask
 from fedselect.personal import PersonalState, derive_seed
+from fedselect.serving import load_kept
 from fedselect.space import Kind, ParameterSpace, Role
 
 from .fake_coordinator import KEY, SERVER, SPACE, TOKEN, Coordinator, TinyLearner, known_id, problem
@@ -80,7 +82,7 @@ def test_only_the_files_in_use_stay_and_only_their_owner_reads_them(
     life = live(rounds=3)
     life.run()
     arm = f"arms/{known_id('arm')}"
-    digests = {f"versions/{wire.file_digest(life.other.files[n])}" for n in (0, 3)}
+    digests = {f"versions/{wire.file_digest(life.other.files[n])}" for n in (0, 2, 3)}
     assert set(life.files()) == digests | {
         "lock",
         "credentials.json",
@@ -88,6 +90,7 @@ def test_only_the_files_in_use_stay_and_only_their_owner_reads_them(
         "ledger-key.txt",
         "space.json",
         f"{arm}/arm.json",
+        f"{arm}/run.json",
         f"{arm}/{known_id('3.1')}.safetensors",
     }
     modes = {stat.S_IMODE(p.stat().st_mode) for p in life.path.rglob("*")}
@@ -147,7 +150,7 @@ def test_versions_come_as_deltas_to_the_one_before(live: Live, encoding: str) ->
     assert life.outcomes() == [O.TRAINED, O.COMMITTED] * 3 + [O.EVALUATED, O.FINISHED]
     assert fetched(life) == ["version/0", "delta/0", "delta/1", "delta/2"]
     kept = {p.name for p in (life.path / "versions").iterdir()}
-    assert kept == {wire.file_digest(life.other.files[n]) for n in (0, 3)}
+    assert kept == {wire.file_digest(life.other.files[n]) for n in (0, 2, 3)}
     record = life.record()
     assert record.delta_bytes_received == sum(map(len, life.other.steps))
     assert record.bytes_received == len(life.other.files[0]) + record.delta_bytes_received
@@ -618,3 +621,99 @@ def test_the_credentials_hide_their_key(live: Live) -> None:
         AgentFolder(life.path).credentials()
     assert KEY not in str(caught.value)
     assert caught.value.__context__ is None
+
+
+# --- ablations ---------------------------------------------------------------------------------
+
+
+def test_an_ablation_is_answered_with_numbers(live: Live) -> None:
+    life = live(rounds=2, ablating=2)
+    life.run()
+    assert life.outcomes()[-3:] == [O.EVALUATED, O.ABLATED, O.FINISHED]
+    assert life.other.kinds == ["train", "evaluate", "ablate"]
+    found, state = life.other.ablation, life.state()
+    base = wire.decode_version(life.other.files[2], space_digest=SPACE.digest, dim=SPACE.dim)
+    assert found.whole.loss == pytest.approx(float(np.abs(state.merge(base)).sum()))
+    assert (found.without.correct, found.without.total) == (5, 50)
+    assert found.tensors[0].name == "body.weight"
+
+
+def test_an_agent_that_cannot_explain_is_not_asked(live: Live) -> None:
+    life = live(rounds=1, ablating=1)
+    life.explainer = None
+    life.run()
+    assert life.other.kinds == ["train", "evaluate"]
+    assert life.outcomes()[-2:] == [O.EVALUATED, O.FINISHED]
+    assert life.other.ablation is None
+
+
+def test_scores_of_few_examples_do_not_leave_with_an_ablation(live: Live) -> None:
+    life = live(rounds=1, ablating=1)
+    life.explainer.total = 9
+    life.run()
+    found = life.other.ablation
+    assert found.whole is found.without is None
+    assert [tensor.score for tensor in found.tensors] == [None]
+    sent = next(r for r in life.other.seen if r.url.path.endswith("/ablation"))
+    assert b'"total"' not in sent.content
+
+
+def test_an_ablation_that_cannot_be_done_is_declined(live: Live) -> None:
+    life = live(rounds=1, ablating=1)
+
+    def fault() -> None:
+        raise TrainingError("the ablation cannot be reported: loss")
+
+    life.explainer.fault = fault
+    life.run()
+    assert life.outcomes()[-2:] == [O.DECLINED, O.FINISHED]
+    assert life.other.rows[-1].reason == "the ablation cannot be reported: loss"
+
+
+def test_a_client_that_never_took_part_has_nothing_to_explain(live: Live) -> None:
+    life = live(rounds=0, ablating=0)
+    life.run()
+    assert life.outcomes() == [O.EVALUATED, O.DECLINED, O.FINISHED]
+    assert "nothing of this run's model" in life.other.rows[-1].reason
+    assert life.explainer.asked == 0
+
+
+# --- how different this client is ---------------------------------------------------------------
+
+
+@pytest.mark.parametrize("delta", [None, "bf16"])
+def test_its_last_step_is_compared_with_that_of_all(live: Live, delta: str | None) -> None:
+    life = live(rounds=3, delta=delta)
+    life.run()
+    start, end = (
+        wire.decode_version(data, space_digest=SPACE.digest, dim=SPACE.dim)
+        for data in life.other.files[2:]
+    )
+    state = life.state()
+    shared = ~state.merge_mask.to_bool()
+    own, together = (state.theta - start)[shared], (end - start)[shared]
+    cosine = float(own @ together / np.linalg.norm(own) / np.linalg.norm(together))
+    assert life.other.evaluation.divergence == pytest.approx(1 - cosine, abs=1e-6)
+    assert life.record().committed.base == wire.file_digest(life.other.files[2])
+
+
+def test_labels_are_told_only_where_the_site_agreed(live: Live) -> None:
+    life = live(rounds=1)
+    life.run()
+    assert life.other.evaluation.labels is None
+    agreed = live(rounds=1)
+    agreed.explainer.told = {"walk": 40, "fall": 9}
+    agreed.run()
+    assert agreed.other.evaluation.labels == {"walk": 40}, "few of a label stay where they are"
+
+
+def test_the_folder_says_what_run_it_is(live: Live) -> None:
+    life = live(rounds=1)
+    life.run()
+    kept = load_kept(life.path)
+    assert kept.run.settings == life.other.settings
+    assert (kept.run.name, kept.client, kept.round) == ("run", NAME, 1)
+    assert kept.base == life.other.files[0]
+    assert kept.state.merge_mask == life.state().merge_mask
+    (life.arm / "run.json").write_text("{")
+    assert load_kept(life.path).run is None

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from fedselect.agent_state import ArmRecord
+from fedselect.agentdocs import ArmRecord
 from fedselect.personal import PersonalState
 
 from .fake_arms import Arms

@@ -55,7 +55,7 @@ def test_a_step_is_logged_for_programs_and_for_people() -> None:
 def test_the_first_start_needs_a_name_and_a_token(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(agent_cli, "_learner", lambda *_: TinyLearner())
+    monkeypatch.setattr(agent_cli, "_load", lambda *_, **__: (TinyLearner(), None))
     monkeypatch.delenv("FEDSELECT_TOKEN", raising=False)
     app = typer.Typer()
     agent_cli.register(app)

@@ -141,6 +141,36 @@ def test_a_crash_at_every_boundary_changes_nothing(live: Live, watched: list[Axe
         assert_same_end(life, whole, axe.last)
 
 
+def test_a_crash_at_every_boundary_of_an_ablation_repeats_it_at_most(
+    live: Live, watched: list[Axe]
+) -> None:
+    story = {"rounds": 1, "ablating": 1}
+    whole, counting = live(**story), Axe()
+    survive(whole, counting, watched)
+    assert whole.outcomes()[-2:] == [O.ABLATED, O.FINISHED]
+    for at in range(1, counting.count + 1):
+        life, axe = live(**story), Axe(at)
+        survive(life, axe, watched)
+        assert_same_files(life, whole, axe.last)
+        assert life.other.ablation == whole.other.ablation, axe.last
+        assert life.explainer.asked <= 2, axe.last
+
+
+def test_an_agent_that_dies_while_it_measures_does_it_again(live: Live, watched: list[Axe]) -> None:
+    life = live(rounds=1, ablating=1)
+
+    def kill() -> None:
+        if life.explainer.asked == 1:
+            raise Killed
+
+    life.explainer.fault = kill
+    with pytest.raises(Killed):
+        life.run()
+    life.run()
+    assert life.explainer.asked == 2
+    assert life.other.ablation is not None
+
+
 def test_crashes_during_the_recovery_change_nothing(live: Live, watched: list[Axe]) -> None:
     whole, counting = live(**LONG_STORY), Axe()
     survive(whole, counting, watched)

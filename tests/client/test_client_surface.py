@@ -34,6 +34,7 @@ CALLS = {
     "complete": ("POST", "/v1/uploads/{id}/complete"),
     "upload": ("GET", "/v1/uploads/{id}"),
     "evaluate": ("POST", "/v1/assignments/{id}/evaluations"),
+    "ablate": ("POST", "/v1/assignments/{id}/ablation"),
     "decline": ("POST", "/v1/assignments/{id}/decline"),
     "create_enrolments": ("POST", "/v1/enrolments"),
     "clients": ("GET", "/v1/clients"),
@@ -58,8 +59,6 @@ CALLS = {
     "evaluations": ("GET", "/v1/runs/{id}/evaluations"),
     "make_estimate": ("POST", "/v1/estimates"),
     "run_estimate": ("GET", "/v1/runs/{id}/estimate"),
-    "run_report": ("GET", "/v1/runs/{id}/report"),
-    "comparison": ("GET", "/v1/runs/{id}/comparison"),
     "round": ("GET", "/v1/rounds/{id}"),
     "cancel_round": ("POST", "/v1/rounds/{id}/cancel"),
     "manifest": ("GET", "/v1/rounds/{id}/manifest"),
@@ -100,6 +99,11 @@ ADMINISTRATION = {
     "test_webhook": ("POST", "/v1/webhooks/{id}/test"),
     "deliveries": ("GET", "/v1/webhooks/{id}/deliveries"),
     "retry_delivery": ("POST", "/v1/deliveries/{id}/retry"),
+    "run_report": ("GET", "/v1/runs/{id}/report"),
+    "comparison": ("GET", "/v1/runs/{id}/comparison"),
+    "ask_ablations": ("POST", "/v1/versions/{id}/ablations"),
+    "ablations": ("GET", "/v1/versions/{id}/ablations"),
+    "explanation": ("GET", "/v1/runs/{id}/clients/{id}/explanation"),
 }
 BODIES = {
     "rotation": tenancy.KeyRotate(),

@@ -10,7 +10,8 @@ from learning_tasks import Awkward, BlobTask, mlp
 from typer.testing import CliRunner
 
 import fedselect
-from fedselect.agent_state import AgentFolder, Delivery
+from fedselect.agent_state import AgentFolder
+from fedselect.agentdocs import Delivery
 from fedselect.cli import build
 from fedselect.errors import FedSelectError, SpaceError
 from fedselect.exporting import export_version

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime
+from typing import Any
 from uuid import UUID
 
 import numpy as np
@@ -12,7 +13,7 @@ from fedselect.evaluations import EvaluationReport, ScoreReport
 from fedselect.lifecycle import RunState
 from fedselect.overlap import History, Stage
 from fedselect.reportdoc import MaskReading, RunPart, RunReport
-from fedselect.reporting import Evaluated, Measured, Stored, Work, assemble
+from fedselect.reporting import Evaluated, Measured, Repeated, Stored, Work, assemble
 
 SPACE = ParameterSpace.of(
     [
@@ -53,7 +54,7 @@ def client_id(number: int) -> UUID:
     return UUID(int=1000 + number)
 
 
-def evaluated(number: int, *, post: int, alone: int, total: int = 200, **changes: int) -> Evaluated:
+def evaluated(number: int, *, post: int, alone: int, total: int = 200, **changes: Any) -> Evaluated:
     scores = {"post": post, "local_only": alone, "start": 20, "global": 90, "pre": post - 5}
     report = EvaluationReport(
         scores={
@@ -65,6 +66,7 @@ def evaluated(number: int, *, post: int, alone: int, total: int = 200, **changes
         bytes_received=2000,
         control_sent=30,
         control_received=40,
+        divergence=0.1 + number % 12 / 20,
         **changes,
     )
     return Evaluated(client_id(number), f"site-{number:02}", report)
@@ -105,9 +107,11 @@ def sample(
     masks: Stored | None = None,
     run: RunPart = RUN,
     fedavg: UUID | None = None,
+    rerun: Repeated | None = None,
     **report: int,
 ) -> RunReport:
     evaluations = twelve() if evaluations is None else evaluations
     settings = RunSettings(seed=4, report=report)
     kept = masks or stored(len(evaluations))
-    return assemble(run, settings, Measured(SPACE, evaluations, WORK, kept, fedavg), made_at=NOW)
+    measured = Measured(SPACE, evaluations, WORK, kept, fedavg, rerun)
+    return assemble(run, settings, measured, made_at=NOW)

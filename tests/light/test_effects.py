@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from fedselect import effects
 from fedselect.effects import (
     ENOUGH_CLIENTS,
     accuracies,
@@ -269,3 +270,30 @@ def test_scores_of_few_examples_are_withheld():
     assert set(found.withholding(10).scores) == {"post"}
     assert set(found.withholding(9).scores) == {"pre", "post"}
     assert found.withholding(11).scores == {}
+
+
+# --- one figure against another -----------------------------------------------------------------
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_rank_correlation_is_that_of_scipy(seed):
+    from scipy.stats import spearmanr
+
+    rng = np.random.default_rng(seed)
+    x, y = rng.integers(0, 6, size=(2, 12)).astype(float).tolist()
+    assert effects.rank_correlation(x, y) == pytest.approx(spearmanr(x, y).statistic)
+
+
+def test_rank_correlation_of_what_has_no_spread():
+    assert effects.rank_correlation([1, 1, 1], [1, 2, 3]) is None
+    assert effects.correlation_interval([1.0] * 12, list(range(12)), 1) is None
+
+
+def test_an_interval_of_a_rank_correlation():
+    x = list(range(12))
+    y = [value + (-1) ** value for value in x]
+    found = effects.correlation_interval(x, y, seed=1)
+    assert found is not None
+    assert 0 < found.low < effects.rank_correlation(x, y) <= found.high <= 1
+    assert found == effects.correlation_interval(x, y, seed=1)
+    assert effects.correlation_interval(x[:9], y[:9], seed=1) is None

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fedselect import Kind, Mask, ParameterSpace, Role
-from fedselect.overlap import History, Masks, Stage, personal_percent, wanted
+from fedselect.overlap import History, Masks, Stage, average_linkage, personal_percent, wanted
 
 SPACE = ParameterSpace.of(
     [
@@ -146,3 +146,60 @@ def test_tensors_are_shared_out():
     assert table["first.bias"] == (3, [0, 0], 0)
     assert table["norm.running_mean"] == (7, [100, 100], 100)
     assert table["last.weight"][1] == pytest.approx([0, 100 / 11])
+
+
+def test_masks_besides_are_read_before_older_ones():
+    one, other = history("a", {1}, {2}), history("bb", {3}, {4})
+    last = [mask_of({2}).digest, mask_of({4}).digest]
+    older = [mask_of({1}).digest, mask_of({3}).digest]
+    assert wanted([one, other], besides=["x", "y"]) == [*last, "x", "y", *older]
+
+
+# --- over the rounds, again, and alike ----------------------------------------------------------
+
+
+def test_shares_over_the_rounds_are_means_of_what_was_read():
+    one, other = history("a", {0, 1}, {0, 1, 2}), history("bb", {5}, {5, 42})
+    found = masks({0, 1}, {0, 1, 2}, {5}, {5, 42})
+    rounds, shares = found.over_rounds([one, other], ["first.weight", "last.weight"], least=2)
+    assert rounds == [1, 2]
+    assert shares["first.weight"] == pytest.approx([100 * 3 / 2 / 27, 100 * 4 / 2 / 27])
+    assert shares["last.weight"] == pytest.approx([0, 100 / 2 / 11])
+    _, few = found.over_rounds([one, other], ["last.weight"], least=3)
+    assert few["last.weight"] == [None, None]
+    unread = masks({0, 1}, {0, 1, 2}, {5})
+    assert unread.over_rounds([one, other], ["last.weight"], least=2)[1]["last.weight"][1] is None
+
+
+@given(sets, sets)
+def test_what_is_chosen_again_is_counted_in_elements(one, other):
+    found = masks(one, other).again(mask_of(one), mask_of(other))
+    if not one:
+        assert found is None
+        return
+    parts = (set(range(27)), set(range(42, 53)))
+    blind = sum(len(one & part) * len(other & part) / len(part) for part in parts)
+    assert found == pytest.approx((100 * len(one & other) / len(one), 100 * blind / len(one)))
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_the_tree_is_that_of_scipy(seed):
+    from scipy.cluster.hierarchy import linkage
+    from scipy.spatial.distance import squareform
+
+    rng = np.random.default_rng(seed)
+    count = int(rng.integers(2, 12))
+    similar = rng.random((count, count))
+    similar = (similar + similar.T) / 2
+    joins = average_linkage(similar.tolist())
+    apart = 1 - similar
+    np.fill_diagonal(apart, 0)
+    expected = linkage(squareform(apart, checks=False), "average")
+    ours = [(min(j.one, j.other), max(j.one, j.other), j.distance) for j in joins]
+    assert np.array(ours) == pytest.approx(expected[:, :3])
+
+
+def test_trees_of_few_and_of_nothing():
+    assert average_linkage([]) == average_linkage([[1.0]]) == []
+    (join,) = average_linkage([[None, None], [None, None]])
+    assert (join.one, join.other, join.distance) == (0, 1, 0)

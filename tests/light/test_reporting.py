@@ -11,14 +11,17 @@ import xml.etree.ElementTree as ET
 from dataclasses import replace
 from html.parser import HTMLParser
 from math import ceil
+from uuid import UUID
 
+import numpy as np
 import pytest
 from report_samples import RUN, SPACE, evaluated, sample, stored, twelve
 
-from fedselect import RunSettings, Training, plots, preset, reportpage
+from fedselect import Mask, RunSettings, Training, pages, plots, preset, reportpage
 from fedselect.effects import BASELINES
 from fedselect.reportdoc import RunReport
-from fedselect.reporting import COLUMNS, MODELS, table, unlike
+from fedselect.reporting import MODELS, Repeated, unlike, unlike_rerun
+from fedselect.reporttable import COLUMNS, table
 
 SVG = "{http://www.w3.org/2000/svg}"
 
@@ -75,7 +78,7 @@ def test_another_run_is_fedavg_with_fine_tuning():
     text = Elements(reportpage.page(report)).text
     assert "Against FedAvg with fine-tuning 1 of 11 clients are harmed" in text
     assert "Not measured" not in text
-    assert len(drawings(reportpage.page(report))) == 8
+    assert len(drawings(reportpage.page(report))) == 12
     line = list(csv.DictReader(io.StringIO(table(report))))[11]
     assert line["harmed_fedavg_ft"] == "True"
 
@@ -175,6 +178,91 @@ def test_a_document_survives_its_journey():
     assert report.format == "fedselect-report/1"
 
 
+# --- heterogeneity -----------------------------------------------------------------------------
+
+
+def test_gain_is_told_against_heterogeneity():
+    report = sample()
+    found = {(each.index, each.baseline): each for each in report.heterogeneity}
+    assert set(found) == {("divergence", "global"), ("divergence", "local_only")}
+    alone = found["divergence", "local_only"]
+    raw = {e.name: e.report for e in twelve()}
+    gaps = [points(r.scores["post"].correct, r.scores["local_only"].correct) for r in raw.values()]
+    apart = [r.divergence for r in raw.values()]
+    ranks = [np.argsort(np.argsort(each)) for each in (gaps, apart)]
+    assert alone.rank_correlation == pytest.approx(np.corrcoef(*ranks)[0, 1])
+    assert alone.mean_index == pytest.approx(np.mean(apart))
+    assert (alone.clients, alone.evidence) == (12, "sufficient")
+    text = Elements(reportpage.page(report)).text
+    assert f"Rank correlation {alone.rank_correlation:+.2f} over 12 clients" in text
+    assert sample(twelve()[:2]).heterogeneity == []
+    few = sample(twelve()[:9]).heterogeneity
+    assert {(each.evidence, each.interval) for each in few} == {("insufficient", None)}
+
+
+def test_labels_count_only_of_those_who_tell_them():
+    labels = [{"a": 90, "b": 10}, {"a": 50, "b": 50}, {"b": 80, "c": 20}, {"a": 40, "rare": 3}]
+    found = [evaluated(n, post=150, alone=140, labels=each) for n, each in enumerate(labels)]
+    found.append(evaluated(4, post=150, alone=140))
+    report = sample(found)
+    told = {c.name: c.label_distance for c in report.clients}
+    assert told["site-04"] is None
+    mean = {"a": (0.5 + 0 + 1) / 3, "b": (0.5 + 0.8) / 3, "c": 0.2 / 3}
+    expected = (abs(0.9 - mean["a"]) + abs(0.1 - mean["b"]) + mean["c"]) / 2
+    assert told["site-00"] == pytest.approx(expected), "three examples of a label are left out"
+    few = sample(found, min_clients=4)
+    assert {c.label_distance for c in few.clients} == {None}
+    for text in (report.model_dump_json(), reportpage.page(report), table(report)):
+        assert "rare" not in text
+        assert '"b"' not in text
+    line = next(csv.DictReader(io.StringIO(table(report))))
+    assert float(line["label_distance"]) == pytest.approx(expected)
+
+
+def test_another_seed_is_a_rerun_and_nothing_else_is():
+    settings = RunSettings(seed=4)
+    assert unlike_rerun(settings, RunSettings(seed=5)) is None
+    assert unlike_rerun(settings, RunSettings(seed=5, report={"min_clients": 9})) is None
+    assert "same seed" in unlike_rerun(settings, RunSettings(seed=4))
+    assert "rounds, training" in unlike_rerun(
+        settings, RunSettings(seed=5, rounds=61, training=Training(steps=21))
+    )
+
+
+def test_what_a_rerun_chooses_again():
+    kept, other = stored(12), stored(12, seed=9)
+    last = {h.client_id: h.stages[-1].digest for h in other.histories}
+    read = replace(kept, read={**kept.read, **other.read})
+    named = Repeated(UUID(int=9), "again-2026", 5, last)
+    report = sample(masks=read, rerun=named)
+    rerun = report.masks.rerun
+    always = Mask.initial(SPACE)
+    for client, ours, theirs in zip(rerun.clients, kept.histories, other.histories, strict=True):
+        one, two = (read.read[h.stages[-1].digest] - always for h in (ours, theirs))
+        assert client.again_percent == pytest.approx(100 * (one & two).personal / one.personal)
+    shares = [client.again_percent for client in rerun.clients]
+    assert rerun.mean_again_percent == pytest.approx(np.mean(shares))
+    text = Elements(reportpage.page(report)).text
+    assert f"run again-2026 with seed 5 chose {rerun.mean_again_percent:.1f} % again" in text
+    few = sample(twelve()[:2], masks=replace(stored(2), read=read.read), rerun=named)
+    assert few.masks.rerun.mean_again_percent is None
+    assert "Not said: it takes 3 clients" in Elements(reportpage.page(few)).text
+
+
+def test_tensors_over_the_rounds_from_the_masks():
+    kept = stored(12)
+    report = sample(masks=kept)
+    assert report.masks.rounds == [2, 3]
+    for tensor in report.masks.tensors:
+        slot = SPACE.by_name[tensor.name]
+        for column, value in enumerate(tensor.rounds_percent):
+            parts = [
+                kept.read[h.stages[column].digest].to_bool()[slot.offset : slot.stop]
+                for h in kept.histories
+            ]
+            assert value == pytest.approx(100 * np.mean(parts))
+
+
 # --- the table ---------------------------------------------------------------------------------
 
 
@@ -232,10 +320,10 @@ def test_its_policy_allows_its_own_stylesheet_and_nothing_else():
     page = reportpage.page(sample())
     (style,) = re.findall(r"<style>(.*?)</style>", page, re.DOTALL)
     digest = base64.b64encode(hashlib.sha256(style.encode()).digest()).decode()
-    said = dict(part.strip().split(" ", 1) for part in reportpage.CSP.split(";"))
+    said = dict(part.strip().split(" ", 1) for part in pages.CSP.split(";"))
     assert said["default-src"] == "'none'"
     assert said["style-src"] == f"'sha256-{digest}'"
-    assert reportpage.CSP in page
+    assert pages.CSP in page
 
 
 def test_what_others_wrote_is_text():
@@ -248,6 +336,7 @@ def test_what_others_wrote_is_text():
 
 def test_the_five_questions_are_answered_in_words():
     text = Elements(reportpage.page(sample())).text
+    assert text.index("May we roll out?") < text.index("Who gained?"), "the decision comes first"
     for question in (
         "Who gained?",
         "Who lost?",
@@ -271,7 +360,7 @@ def test_its_plots_hold_every_client():
     page = reportpage.page(sample())
     found = drawings(page)
     titles = [drawing.find(f"{SVG}title").text for drawing in found]
-    assert len(found) == len(set(titles)) == 7
+    assert len(found) == len(set(titles)) == 11
     by_title = dict(zip(titles, found, strict=True))
     forest = by_title["Gain of each client against training alone, with 95 % intervals"]
     assert len(forest.findall(f"{SVG}circle")) == 12
@@ -284,6 +373,12 @@ def test_its_plots_hold_every_client():
         == 12
     )
     assert len(by_title["Personal share of each tensor"].findall(f"{SVG}rect")) == 3
+    over = by_title["Personal share of each tensor over the rounds, mean over clients"]
+    assert len(over.findall(f"{SVG}polyline")) == 2
+    tree = by_title["Clients by their masks"]
+    assert len(tree.findall(f"{SVG}line[@stroke='{plots.PALETTE[0]}']")) == 3 * 11
+    apart = by_title["Gain against training alone by distance of its update from that of all"]
+    assert len(apart.findall(f"{SVG}circle")) == 12
     cells = by_title["Agreement of the clients' masks, in %"].findall(f"{SVG}rect")
     assert len(cells) == 144
 
@@ -317,7 +412,7 @@ def test_a_page_of_few_clients_says_so(count):
 def test_masks_that_were_not_read_leave_the_rest():
     page = reportpage.page(sample(masks=stored(12, read=False)))
     assert "From 0 of 24 stored masks" in Elements(page).text
-    assert len(drawings(page)) == 4
+    assert len(drawings(page)) == 6
 
 
 def test_axes_have_round_numbers():

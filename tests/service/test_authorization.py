@@ -54,6 +54,7 @@ ALLOWED: dict[str, set[str]] = {
     "POST /v1/check-ins": {CLIENT},
     "POST /v1/assignments/{assignment_id}/uploads": {CLIENT},
     "POST /v1/assignments/{assignment_id}/evaluations": {CLIENT},
+    "POST /v1/assignments/{assignment_id}/ablation": {CLIENT},
     "POST /v1/assignments/{assignment_id}/decline": {CLIENT},
     "GET /v1/uploads/{upload_id}": {CLIENT, *HANDS},
     "POST /v1/uploads/{upload_id}/parts": {CLIENT, *HANDS},
@@ -63,6 +64,8 @@ ALLOWED: dict[str, set[str]] = {
     "GET /v1/versions/{version_id}/lineage": STAFF,
     "GET /v1/versions/{version_id}/diff": STAFF,
     "GET /v1/versions/{version_id}/card": STAFF,
+    "POST /v1/versions/{version_id}/ablations": HANDS,
+    "GET /v1/versions/{version_id}/ablations": STAFF,
     "GET /v1/me": EVERYBODY,
     "POST /v1/me/key": EVERYBODY - {AUDITOR},
     "GET /v1/projects": STAFF,
@@ -107,6 +110,7 @@ ALLOWED: dict[str, set[str]] = {
     "GET /v1/runs/{run_id}/estimate": STAFF,
     "GET /v1/runs/{run_id}/report": STAFF,
     "GET /v1/runs/{run_id}/comparison": STAFF,
+    "GET /v1/runs/{run_id}/clients/{client_id}/explanation": STAFF,
     "GET /v1/rounds/{round_id}": STAFF,
     "POST /v1/rounds/{round_id}/cancel": HANDS,
     "GET /v1/rounds/{round_id}/manifest": AUDITS,
@@ -173,7 +177,9 @@ def bodies_for(model_id: str, token: str) -> dict[str, Json]:
         "POST /v1/check-ins": {},
         "POST /v1/assignments/{assignment_id}/uploads": file,
         "POST /v1/assignments/{assignment_id}/evaluations": REPORT,
+        "POST /v1/assignments/{assignment_id}/ablation": {"whole": None, "tensors": []},
         "POST /v1/assignments/{assignment_id}/decline": {},
+        "POST /v1/versions/{version_id}/ablations": {},
         "POST /v1/enrolments": {},
         "POST /v1/me/key": {},
         "POST /v1/projects": {"name": "another"},
@@ -368,6 +374,8 @@ def test_roles_that_may(world: World, name: str) -> None:
         answer = world.ask(world.callers[role], name)
         if name == "GET /v1/rounds/{round_id}/manifest":
             refused(answer, 404, "manifest_missing")
+        elif name == "GET /v1/runs/{run_id}/clients/{client_id}/explanation":
+            refused(answer, 404, "not_found")  # it has no mask there
         elif name == "GET /v1/ledger/checkpoint":
             assert answer.status_code in {200, 404}
         elif name.startswith("GET /v1/ledger/proofs/"):

@@ -741,7 +741,7 @@ def test_no_body_is_a_bug(
                     refused(answer, answer.status_code, answer.json()["code"])
 
     attack()
-    assert seen[2] > 30, "some of it must come through the first door"
+    assert seen[2] > 10, "some of it must come through the first door"
 
 
 def test_the_checksum_refuses_a_typing_error_without_the_database(core: Any) -> None:

@@ -14,11 +14,12 @@ import pytest
 from sqlalchemy import event
 
 from app import media, runreports
-from fedselect import Mask, RunSettings, reportpage
+from fedselect import Mask, RunSettings, pages, reportpage
 from fedselect.reportdoc import RunReport
 
 from .campaign import eager
 from .factories import (
+    REPORT,
     Caller,
     Client,
     Json,
@@ -66,6 +67,7 @@ def play(
     clients: int = 4,
     rounds: int = ROUNDS,
     again: Campaign | None = None,
+    shift: int = 0,
     **rules: Any,
 ) -> Campaign:
     """A client's next mask holds the one before; ``again``: with the clients of another run."""
@@ -77,7 +79,7 @@ def play(
     lower, upper = RunSettings.model_validate(run["settings"]).policy.bounds(model.space)
     for number in range(rounds):
         for seed, client in enumerate(found.clients):
-            drawn = np.random.default_rng(100 * number + seed).random(model.space.dim) < 0.2
+            drawn = np.random.default_rng(100 * number + seed + shift).random(model.space.dim) < 0.2
             line = found.masks.setdefault(client.name, [])
             mask = (lower | (Mask.from_bool(drawn) & upper)) | (line[-1] if line else lower)
             line.append(mask)
@@ -255,6 +257,68 @@ def test_a_run_of_another_tenant_is_no_baseline(finished: Campaign, other: Proje
     refused(finished.project.owner.get(path, fedavg=foreign["id"]), 404, "not_found")
 
 
+def test_a_rerun_with_another_seed_is_compared(finished: Campaign) -> None:
+    project, owner = finished.project, finished.project.owner
+    again = play(project, again=finished, seed=5, shift=50)
+    report = finished.report(rerun=again.run["id"])
+    found, always = report["masks"]["rerun"], Mask.initial(finished.model.space)
+    assert (found["run"], found["seed"]) == (again.run["id"], 5)
+    shares = []
+    for client in found["clients"]:
+        one, two = (c.masks[client["name"]][-1] - always for c in (finished, again))
+        shares.append(100 * (one & two).personal / one.personal)
+        assert client["again_percent"] == pytest.approx(shares[-1])
+        counts = [mask.per_slot(finished.model.space) for mask in (one, two)]
+        blind = sum(
+            counts[0][slot.name] * counts[1][slot.name] / slot.size
+            for slot in finished.model.space.slots
+        )
+        assert client["chance_percent"] == pytest.approx(100 * blind / one.personal)
+    assert found["mean_again_percent"] == pytest.approx(np.mean(shares))
+    assert report["masks"]["reading"]["wanted"] == 4 * ROUNDS + 4
+    path = f"/v1/runs/{finished.run['id']}/report"
+    refused(owner.get(path, rerun=finished.run["id"]), 422, "rerun_unfit")
+    longer = make_run(project, finished.model, start=False, rounds=ROUNDS + 1, seed=6)
+    said = refused(owner.get(path, rerun=longer["id"]), 422, "rerun_unfit")
+    assert "rounds" in said["detail"]
+    elsewhere = make_run(project, start=False, rounds=ROUNDS, goal=4, seed=6)
+    said = refused(owner.get(path, rerun=elsewhere["id"]), 422, "rerun_unfit")
+    assert "another model" in said["detail"]
+
+
+def test_heterogeneity_follows_from_what_the_clients_said(project: Project) -> None:
+    campaign = play(project, clients=4, rounds=1)
+    labels = [{"a": 80, "b": 20}, {"a": 50, "b": 50}, {"b": 100, "c": 3}, {"a": 100}]
+    for number, client in enumerate(campaign.clients):
+        told = {"divergence": number / 10, "labels": labels[number]}
+        evaluate(client, scores=scores(number), **told)
+    report = campaign.report()
+    assert [c["divergence"] for c in report["clients"]] == [0, 0.1, 0.2, 0.3]
+    first = report["clients"][0]
+    assert first["label_distance"] == pytest.approx(abs(0.8 - 0.5))
+    found = {(each["index"], each["baseline"]): each for each in report["heterogeneity"]}
+    alone = found["divergence", "local_only"]
+    assert alone["rank_correlation"] == pytest.approx(-1), "the further away the less it gains"
+    assert (alone["clients"], alone["evidence"]) == (4, "insufficient")
+    text = str(report) + str(
+        everything(project.owner, f"/v1/runs/{campaign.run['id']}/evaluations")
+    )
+    assert "labels" not in text
+    assert "'c': 3" not in text
+    kept = project.sql("SELECT report->'labels' FROM evaluations WHERE project_id = :project")
+    assert {"b": 100} in [each for (each,) in kept], "three examples of a label are not kept"
+
+
+@pytest.mark.parametrize(
+    "changes", [{"divergence": 2.1}, {"labels": {"a": -1}}, {"labels": {"": 1}}]
+)
+def test_odd_words_about_oneself_are_refused(project: Project, changes: Json) -> None:
+    campaign = play(project, clients=2, rounds=1)
+    client = campaign.clients[0]
+    path = f"/v1/assignments/{client.assignment()['id']}/evaluations"
+    refused(client.post(path, {**REPORT, **changes}), 422, "request_invalid")
+
+
 # --- forms -------------------------------------------------------------------------------------
 
 
@@ -323,7 +387,7 @@ def test_all_forms_say_the_same(finished: Campaign) -> None:
 def test_a_browser_may_use_its_stylesheet_and_nothing_else(finished: Campaign) -> None:
     answer = ask(finished, "text/html")
     (policy,) = answer.headers.get_list("content-security-policy")
-    assert policy == f"{reportpage.CSP}; frame-ancestors 'none'"
+    assert policy == f"{pages.CSP}; frame-ancestors 'none'"
     assert answer.headers["x-frame-options"] == "DENY"
     assert answer.headers["cache-control"] == "no-store"
     (plain,) = ask(finished, "*/*").headers.get_list("content-security-policy")
