@@ -145,15 +145,36 @@ def mean_interval(values: Sequence[float], seed: int) -> Interval | None:
     """The percentile bootstrap of a mean over clients; None of fewer than 10."""
     if len(values) < ENOUGH_CLIENTS:
         return None
+    return _percentiles(_means(values, np.random.Generator(np.random.PCG64(seed))))
+
+
+def mean_difference(values: Sequence[float], others: Sequence[float], seed: int) -> Interval | None:
+    """The same of the difference of two groups' means, each resampled; None if either is small."""
+    if min(len(values), len(others)) < ENOUGH_CLIENTS:
+        return None
     rng = np.random.Generator(np.random.PCG64(seed))
+    return _percentiles(_means(values, rng) - _means(others, rng))
+
+
+def _means(values: Sequence[float], rng: np.random.Generator) -> npt.NDArray[np.float64]:
+    """The means (RESAMPLES,) of samples drawn with replacement."""
     every, step = np.asarray(values), max(1, AT_ONCE // len(values))
     means = [
         every[rng.integers(0, len(every), size=(min(step, RESAMPLES - done), len(every)))].mean(1)
         for done in range(0, RESAMPLES, step)
     ]
+    return np.concatenate(means)
+
+
+def _percentiles(means: npt.NDArray[np.float64]) -> Interval:
     tail = (1 - LEVEL) / 2
-    low, high = np.quantile(np.concatenate(means), [tail, 1 - tail])
+    low, high = np.quantile(means, [tail, 1 - tail])
     return Interval(low=float(low), high=float(high))
+
+
+def worst_decile(points: Sequence[float]) -> float:
+    """The mean of the worst tenth, rounded up to whole clients; there is at least one."""
+    return fmean(sorted(points)[: math.ceil(len(points) / 10)])
 
 
 def rank_correlation(x: Sequence[float], y: Sequence[float]) -> float | None:
@@ -222,7 +243,7 @@ def population(found: Mapping[str, Gain], *, seed: int) -> Population:
         interval=interval,
         evidence="insufficient" if interval is None else "sufficient",
         **{f"{name}_points": float(value) for name, value in zip(names, spread, strict=True)},
-        worst_decile_points=fmean(found[name].points for name in worst),
+        worst_decile_points=worst_decile(points),
         worst_decile=worst,
         gained=[name for name, each in found.items() if each.sign == "gain"],
         lost=[name for name, each in found.items() if each.sign == "loss"],
