@@ -12,6 +12,7 @@ from uuid import UUID
 
 from sqlalchemy import func, select
 
+from app import cohorts
 from app.db import Tx
 from app.tables import Arm, Client, Run, Version
 from fedselect.policies import RunSettings
@@ -40,8 +41,14 @@ def left(tx: Tx, run: Run, rounds: int, *, but: UUID) -> int:
 
 def clients_of(tx: Tx, run: Run) -> Sequence[UUID]:
     """The clients that may take part in a run, by name."""
-    active = select(Client.id).where(Client.project_id == run.project_id, Client.state == "active")
-    return tx.session.scalars(active.order_by(Client.name)).all()
+    return clients_in(tx, run.project_id, run.cohort_id)
+
+
+def clients_in(tx: Tx, project_id: UUID, cohort_id: UUID | None) -> Sequence[UUID]:
+    """The active clients of a project, or of one of its cohorts, by name."""
+    active = select(Client.id).where(Client.project_id == project_id, Client.state == "active")
+    every = tx.session.scalars(active.order_by(Client.name)).all()
+    return cohorts.among_members(tx, cohort_id, every)
 
 
 def check_split(tx: Tx, run: Run) -> None:

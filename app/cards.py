@@ -89,7 +89,9 @@ def _origin(tx: Tx, version: Version) -> CardOrigin | None:
 
 def _evaluation(tx: Tx, version_id: UUID, *, least: int) -> CardEvaluation | None:
     """What clients have measured together; None unless there are at least ``least`` of them."""
-    query = select(EvaluationRecord.report).where(EvaluationRecord.version_id == version_id)
+    query = select(EvaluationRecord.report).where(
+        EvaluationRecord.version_id == version_id, EvaluationRecord.rollout_id.is_(None)
+    )
     reports = tx.session.scalars(query).all()
     if len(reports) < max(1, least):
         return None

@@ -12,10 +12,10 @@ from datetime import datetime, timedelta
 from typing import Any, get_args
 from uuid import UUID
 
-from sqlalchemy import ColumnElement, Select, bindparam, exists, func, select, true
+from sqlalchemy import ColumnElement, Select, bindparam, exists, func, or_, select, true
 from sqlalchemy.orm import aliased
 
-from app import arms, catalog, ledger, rounds
+from app import arms, catalog, channels, cohorts, ledger, rounds
 from app.auth import Principal
 from app.db import Tx, among, per_thread
 from app.errors import Conflict, Missing
@@ -24,6 +24,7 @@ from app.tables import (
     Assignment,
     CheckpointRecord,
     Client,
+    Cohort,
     EvaluationRecord,
     MaskRecord,
     Model,
@@ -43,6 +44,7 @@ from fedselect.checkindocs import (
     Outcome,
     RunBrief,
 )
+from fedselect.cohorts import Candidate
 from fedselect.evaluations import Evaluation, EvaluationReport
 from fedselect.lifecycle import (
     GATHERING_ROUNDS,
@@ -70,6 +72,7 @@ def check_in(tx: Tx, principal: Principal, body: CheckIn, *, core: Coordinator) 
     """
     client_id = principal.client
     seen = tx.session.execute(_situation(), {"client": client_id}).one()
+    candidate = Candidate(str(client_id), seen.client_name, seen.tags)
     if seen.last_seen_at is None or tx.now - seen.last_seen_at > SEEN_EVERY:
         tx.session.get_one(Client, client_id).last_seen_at = tx.now
     outcome = _outcome(tx, client_id, body.pending) if body.pending else None
@@ -78,7 +81,7 @@ def check_in(tx: Tx, principal: Principal, body: CheckIn, *, core: Coordinator) 
     outcomes = [*others, *([outcome] if outcome else [])]
     side_by_side = body.waiting is not None and settings is not None and settings.parallel > 1
     free = side_by_side or not any(map(_unsettled, outcomes))
-    work = _work(tx, client_id, body, seen) if free else None
+    work = _work(tx, candidate, body, seen) if free else None
     low, high = _window(outcomes, settings.round if settings else RoundPolicy())
     return CheckInAnswer(
         assignment=_document(tx, work, body, core=core) if work else None,
@@ -89,6 +92,7 @@ def check_in(tx: Tx, principal: Principal, body: CheckIn, *, core: Coordinator) 
         checkpoint=seen.checkpoint,
         run_state=RunState(seen.run_state) if seen.run_state else None,
         unable=_unable(seen, settings, body) if settings and work is None else None,
+        serving=channels.serving(tx, seen.pointers, candidate),
     )
 
 
@@ -96,9 +100,10 @@ def check_in(tx: Tx, principal: Principal, body: CheckIn, *, core: Coordinator) 
 @per_thread
 def _situation() -> Select[Any]:
     """Of ``:client``: when it was seen, the newest run of its project, whether any run evaluates
-    there, whether it is asked for ablations, and the newest signed head of the ledger.
+    there or a rollout asks this client, whether it is asked for ablations, what channels point at,
+    and the newest signed head of the ledger.
     """
-    evaluated = aliased(Run)
+    evaluated, asked = aliased(Run), aliased(Assignment)
     run = (
         select(Run.name, Run.state, Run.settings)
         .where(Run.project_id == Client.project_id, Run.state != RunState.CREATED.value)
@@ -109,15 +114,21 @@ def _situation() -> Select[Any]:
     evaluating = exists().where(
         evaluated.project_id == Client.project_id, evaluated.state == RunState.EVALUATING.value
     )
+    in_rollout = exists().where(
+        asked.client_id == Client.id,
+        asked.state == AssignmentState.ASSIGNED.value,
+        asked.rollout_id.is_not(None),
+    )
     head = select(CheckpointRecord.text).order_by(CheckpointRecord.size.desc()).limit(1)
     return (
         select(
-            Client.last_seen_at,
+            *(Client.last_seen_at, Client.name.label("client_name"), Client.tags),
             run.c.name.label("run_name"),
             run.c.state.label("run_state"),
             run.c.settings,
-            evaluating.label("evaluating"),
+            or_(evaluating, in_rollout).label("evaluating"),
             exists().where(*_ablating(Client.id)).label("ablating"),
+            channels.pointers().label("pointers"),
             head.scalar_subquery().label("checkpoint"),
         )
         .outerjoin(run, true())
@@ -189,13 +200,14 @@ def _unsettled(outcome: Outcome) -> bool:
     return outcome.state in {AssignmentState.UPLOADED, AssignmentState.ACCEPTED}
 
 
-def _work(tx: Tx, client_id: UUID, body: CheckIn, seen: Any) -> Assignment | None:
+def _work(tx: Tx, candidate: Candidate, body: CheckIn, seen: Any) -> Assignment | None:
     """The oldest open assignment, then what was asked of it about a version, then a new one: in a
     round that rejected this client's update, or in one that still selects.
 
     Among several it is the one that has been open longest, so that no arm is left behind; clients
     spread over rounds that opened together.
     """
+    client_id = UUID(candidate.id)
     places = tx.session.execute(_places(), {"client": client_id}).all()
     given: list[Assignment] = [p.Assignment for p in places if p.Assignment is not None]
     given = [each for each in given if each.state in OPEN_ASSIGNMENTS and each.deadline > tx.now]
@@ -208,6 +220,7 @@ def _work(tx: Tx, client_id: UUID, body: CheckIn, seen: Any) -> Assignment | Non
         if asked is not None:
             return asked
     places = [p for p in places if p.encoding in body.encodings and _in_arm(p, client_id)]
+    places = [p for p in places if cohorts.admits(p.rule, p.salt, candidate)]
     open_to = [p for p in places if _again(p, tx.now)] or [p for p in places if _new(p, tx.now)]
     open_to.sort(key=lambda place: (place.Round.opened_at, place.Round.id.int ^ client_id.int))
     return _join(tx, client_id, open_to[0].Round.id) if open_to else None
@@ -237,10 +250,11 @@ def _places() -> Select[Any]:
         select(Round, aliased(Assignment, last, name="Assignment"))
         .add_columns(Run.state.label("run_state"), most.label("most"), encoding.label("encoding"))
         .add_columns(Arm.name.label("arm"), Run.settings["arms"].label("arms"))
-        .add_columns(Run.settings["seed"].label("seed"))
+        .add_columns(Run.settings["seed"].label("seed"), Cohort.rule, Cohort.salt)
         .join(Client, Client.project_id == Round.project_id)
         .join(Run, Run.id == Round.run_id)
         .join(Arm, Arm.id == Round.arm_id)
+        .outerjoin(Cohort, Cohort.id == Run.cohort_id)
         .outerjoin(last, true())
         .where(
             Client.id == bindparam("client"),
@@ -252,7 +266,7 @@ def _places() -> Select[Any]:
 
 @per_thread
 def _evaluations() -> Select[Assignment]:
-    """The open evaluations of ``:client``."""
+    """The open evaluations of ``:client``: of runs that evaluate, and of rollouts."""
     return (
         select(Assignment)
         .join(Run, Run.id == Assignment.run_id)
@@ -261,7 +275,7 @@ def _evaluations() -> Select[Assignment]:
             Assignment.kind == "evaluate",
             Assignment.state.in_([s.value for s in OPEN_ASSIGNMENTS]),
             Assignment.deadline > bindparam("now"),
-            Run.state == RunState.EVALUATING.value,
+            or_(Run.state == RunState.EVALUATING.value, Assignment.rollout_id.is_not(None)),
         )
     )
 
@@ -401,6 +415,7 @@ def evaluate(
             run_id=assignment.run_id,
             client_id=assignment.client_id,
             version_id=assignment.version_id,
+            rollout_id=assignment.rollout_id,
             report=report.model_dump(mode="json"),
             created_at=tx.now,
         )

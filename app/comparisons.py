@@ -65,7 +65,7 @@ def scored(tx: Tx, run: RunInfo) -> list[Scored]:
         select(EvaluationRecord.report, Client.id, Client.name, Version.number, Version.arm_id)
         .join(Client, Client.id == EvaluationRecord.client_id)
         .join(Version, Version.id == EvaluationRecord.version_id)
-        .where(EvaluationRecord.run_id == run.id)
+        .where(EvaluationRecord.run_id == run.id, EvaluationRecord.rollout_id.is_(None))
         .order_by(Client.name)
     )
     rows = tx.session.execute(query).all()

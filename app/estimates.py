@@ -141,14 +141,17 @@ def _training(run: Run) -> Select[Any]:
 
 def _evaluations(run: Run) -> Select[Any]:
     query = select(func.sum(Assignment.download_size))
-    return query.where(Assignment.run_id == run.id, Assignment.kind == "evaluate")
+    of_run = (Assignment.run_id == run.id) & Assignment.rollout_id.is_(None)
+    return query.where(of_run, Assignment.kind == "evaluate")
 
 
 def _reports(run: Run) -> Select[Any]:
     """How many evaluations there are, and what clients have counted in all."""
     names = ("bytes_received", "control_sent", "control_received")
     sums = [func.sum(EvaluationRecord.report[name].astext.cast(BigInteger)) for name in names]
-    return select(func.count(), *sums).where(EvaluationRecord.run_id == run.id)
+    return select(func.count(), *sums).where(
+        EvaluationRecord.run_id == run.id, EvaluationRecord.rollout_id.is_(None)
+    )
 
 
 def _errors(found: Estimate, actual: Spent) -> Errors:

@@ -17,9 +17,11 @@ from app.db import Tx
 from app.tables import (
     Arm,
     Assignment,
+    Channel,
     Client,
     MaskRecord,
     Object,
+    Rollout,
     Round,
     Run,
     Update,
@@ -28,6 +30,7 @@ from app.tables import (
 )
 from fedselect.lifecycle import OPEN_ASSIGNMENTS, AssignmentState, RoundState, RunState
 from fedselect.retention import RetentionPolicy
+from fedselect.rollout import ACTIVE_ROLLOUTS
 
 Condition = ColumnElement[bool]
 # A failed round rests: an administrator may let it be aggregated again, from the same manifest.
@@ -45,9 +48,17 @@ ENDED_RUNS = [RunState.FINISHED.value, RunState.STOPPED.value]
 
 
 def pinned_versions(tx: Tx) -> set[UUID]:
-    """Versions that somebody points at. Channels, once there are any, are added here."""
-    query = select(Version.id).where(_newest(Version))
+    """Versions that somebody points at: the ends of lines, channels and rollouts."""
+    query = select(Version.id).where(or_(_newest(Version), _pointed_at()))
     return set(tx.session.scalars(query))
+
+
+def _pointed_at() -> Condition:
+    """That a channel points at the ``Version`` or can go back to it, or a rollout moves it."""
+    channel = or_(Channel.version_id == Version.id, Channel.previous_id == Version.id)
+    rollout = or_(Rollout.version_id == Version.id, Rollout.old_version_id == Version.id)
+    active = Rollout.state.in_([state.value for state in ACTIVE_ROLLOUTS])
+    return or_(exists().where(channel), exists().where(rollout, active))
 
 
 def _newest(version: type[Version]) -> Condition:
@@ -135,7 +146,7 @@ def _by_a_version(now: datetime, policy: RetentionPolicy) -> Condition:
     )
     in_use = exists().where(work.version_id == Version.id, work.state.in_(OPEN_WORK))
     young = Version.created_at >= now - policy.versions if policy.versions else true()
-    any_of = or_(_newest(Version), Version.recomputable, base, in_use, young)
+    any_of = or_(_newest(Version), _pointed_at(), Version.recomputable, base, in_use, young)
     mine = or_(Version.object_key == Object.key, Version.delta_key == Object.key)
     return exists().where(mine, any_of)
 

@@ -25,6 +25,7 @@ from app.routes import (
     hooks,
     operations,
     reporting,
+    rolling,
     tenancy,
     versions,
 )
@@ -47,16 +48,8 @@ Send the key as `Authorization: Bearer fsk_…`. Errors are `application/problem
 
 
 MODULES = (
-    agents,
-    admin,
-    estimating,
-    reporting,
-    explaining,
-    versions,
-    tenancy,
-    hooks,
-    auditing,
-    operations,
+    *(agents, admin, estimating, reporting, explaining, versions, rolling),
+    *(tenancy, hooks, auditing, operations),
 )
 DESCRIBE_MODELS = {"/v1/models", "/v1/estimates"}  # a parameter space is a long document
 

@@ -28,7 +28,9 @@ def evaluations_of(tx: Tx, principal: Principal, run_id: UUID) -> Select[Evaluat
         Missing: there is no such run.
     """
     run = runs.get(tx, principal, run_id)
-    return select(EvaluationRecord).where(EvaluationRecord.run_id == run.id)
+    return select(EvaluationRecord).where(
+        EvaluationRecord.run_id == run.id, EvaluationRecord.rollout_id.is_(None)
+    )
 
 
 def evaluation_infos(tx: Tx, rows: Sequence[EvaluationRecord]) -> list[Evaluation]:

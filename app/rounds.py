@@ -410,7 +410,7 @@ def settle(tx: Tx, assignment: Assignment) -> None:
     """Tell the round (or the evaluation) that one of its assignments has reached its end."""
     if assignment.round_id is not None:
         apply(tx, assignment.round_id, RoundEvent.SETTLE)
-    else:
+    elif assignment.rollout_id is None:  # a rollout looks for itself, when it steps
         finish_evaluation(tx, assignment.run_id)
 
 
@@ -447,6 +447,7 @@ class Errand:
     deadline: datetime
     reason: str
     attempt: int = 1
+    rollout_id: UUID | None = None
 
 
 def send(tx: Tx, run: Run, version: Version, client_id: UUID, errand: Errand) -> Assignment:
@@ -456,6 +457,7 @@ def send(tx: Tx, run: Run, version: Version, client_id: UUID, errand: Errand) ->
         project_id=run.project_id,
         run_id=run.id,
         arm_id=version.arm_id,
+        rollout_id=errand.rollout_id,
         client_id=client_id,
         version_id=version.id,
         kind=errand.kind,
@@ -521,11 +523,12 @@ def finish_evaluation(tx: Tx, run_id: UUID) -> None:
 
 
 def open_evaluations(tx: Tx, run: Run) -> Sequence[Assignment]:
-    """Evaluations that have not been reported."""
+    """Evaluations at the end of the run that have not been reported; no rollout's."""
     still_open = [s.value for s in OPEN_ASSIGNMENTS]
     query = select(Assignment).where(
         Assignment.run_id == run.id,
         Assignment.kind == "evaluate",
+        Assignment.rollout_id.is_(None),
         Assignment.state.in_(still_open),
     )
     tx.session.flush()

@@ -204,7 +204,7 @@ def _evaluations(tx: Tx, arm_id: UUID) -> tuple[list[Evaluated], int | None]:
     newest = (
         select(Version.id)
         .join(EvaluationRecord, EvaluationRecord.version_id == Version.id)
-        .where(Version.arm_id == arm_id)
+        .where(Version.arm_id == arm_id, EvaluationRecord.rollout_id.is_(None))
         .order_by(Version.number.desc())
         .limit(1)
         .scalar_subquery()
@@ -213,7 +213,7 @@ def _evaluations(tx: Tx, arm_id: UUID) -> tuple[list[Evaluated], int | None]:
         select(EvaluationRecord.report, Client.id, Client.name, Version.number)
         .join(Client, Client.id == EvaluationRecord.client_id)
         .join(Version, Version.id == EvaluationRecord.version_id)
-        .where(EvaluationRecord.version_id == newest)
+        .where(EvaluationRecord.version_id == newest, EvaluationRecord.rollout_id.is_(None))
         .order_by(Client.name)
     )
     rows = tx.session.execute(query).all()

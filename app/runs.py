@@ -12,7 +12,7 @@ from uuid import UUID, uuid4
 
 from sqlalchemy import Select, func, select
 
-from app import catalog, ledger
+from app import arms, catalog, cohorts, ledger
 from app.auth import Principal
 from app.db import Tx
 from app.errors import Conflict, Invalid, Missing
@@ -49,11 +49,14 @@ def create(tx: Tx, principal: Principal, body: RunCreate) -> RunInfo:
             "the model has no verified initial weights yet; upload them first",
             code="model_without_weights",
         )
-    settings = _settled(tx, principal, body.settings)
+    if body.cohort_id is not None:
+        cohorts.get(tx, principal, body.cohort_id)
+    settings = _settled(tx, principal, body)
     run = Run(
         id=uuid4(),
         project_id=principal.project_id,
         model_id=model.id,
+        cohort_id=body.cohort_id,
         name=body.name,
         settings=settings.model_dump(mode="json"),
         state=RunState.CREATED.value,
@@ -74,18 +77,18 @@ def create(tx: Tx, principal: Principal, body: RunCreate) -> RunInfo:
             "base": initial.sha256,
             # Ledger entries hold no floats: their text form depends on who writes them.
             "settings": settings.model_dump_json(),
+            **({"cohort": str(body.cohort_id)} if body.cohort_id else {}),
         },
     )
     return info(tx, run)
 
 
-def _settled(tx: Tx, principal: Principal, settings: RunSettings) -> RunSettings:
+def _settled(tx: Tx, principal: Principal, body: RunCreate) -> RunSettings:
     """The settings with the mode of their arms, which may depend on how many clients there are."""
+    settings = body.settings
     if settings.arms is None:
         return settings
-    query = select(func.count()).select_from(Client)
-    mine = Client.project_id == principal.project_id
-    clients = tx.session.scalar(query.where(mine, Client.state == "active")) or 0
+    clients = len(arms.clients_in(tx, principal.project_id, body.cohort_id))
     return settings.model_copy(update={"arms": settings.arms.settled(clients)})
 
 
@@ -176,6 +179,7 @@ def _info(run: Run, found: dict[tuple[UUID, str], tuple[UUID, int]], clients: in
         id=run.id,
         name=run.name,
         model_id=run.model_id,
+        cohort_id=run.cohort_id,
         arm_id=arms[0].id,
         arms=arms,
         state=RunState(run.state),

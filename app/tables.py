@@ -26,6 +26,8 @@ from sqlalchemy.dialects.postgresql import ARRAY, JSONB
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 from fedselect.lifecycle import AssignmentState, RoundState, RunState
+from fedselect.rollout import ACTIVE_ROLLOUTS
+from fedselect.rolloutdocs import RolloutState
 
 NAMING = {
     "ix": "ix_%(column_0_label)s",
@@ -56,9 +58,12 @@ def _id() -> Mapped[UUID]:
     return mapped_column(primary_key=True, default=uuid4)
 
 
+def _listed(values: list[str]) -> str:
+    return ", ".join(f"'{value}'" for value in values)
+
+
 def _one_of(column: str, values: list[str]) -> CheckConstraint:
-    listed = ", ".join(f"'{v}'" for v in values)
-    return CheckConstraint(f"{column} IN ({listed})", name=f"{column}_known")
+    return CheckConstraint(f"{column} IN ({_listed(values)})", name=f"{column}_known")
 
 
 # --- who ---------------------------------------------------------------------------------------
@@ -223,6 +228,7 @@ class Run(Table):
     id: Mapped[UUID] = _id()
     project_id: Mapped[UUID] = mapped_column(ForeignKey("projects.id"))
     model_id: Mapped[UUID] = mapped_column(ForeignKey("models.id"))
+    cohort_id: Mapped[UUID | None] = mapped_column(ForeignKey("cohorts.id"))
     name: Mapped[str]
     settings: Mapped[dict[str, Any]]
     state: Mapped[str]
@@ -324,7 +330,13 @@ class Assignment(Table):
             "version_id",
             "client_id",
             unique=True,
-            postgresql_where=text("kind = 'evaluate'"),
+            postgresql_where=text("kind = 'evaluate' AND rollout_id IS NULL"),
+        ),
+        Index(
+            "uq_assignments_rollout",
+            *("rollout_id", "client_id", "attempt"),
+            unique=True,
+            postgresql_where=text("rollout_id IS NOT NULL"),
         ),
         Index(
             "uq_assignments_ablation",
@@ -344,6 +356,7 @@ class Assignment(Table):
     run_id: Mapped[UUID] = mapped_column(ForeignKey("runs.id"))
     arm_id: Mapped[UUID] = mapped_column(ForeignKey("arms.id"))
     round_id: Mapped[UUID | None] = mapped_column(ForeignKey("rounds.id"))
+    rollout_id: Mapped[UUID | None] = mapped_column(ForeignKey("rollouts.id"))
     client_id: Mapped[UUID] = mapped_column(ForeignKey("clients.id"))
     version_id: Mapped[UUID] = mapped_column(ForeignKey("versions.id"))
     mask_id: Mapped[UUID | None] = mapped_column(
@@ -473,6 +486,7 @@ class EvaluationRecord(Table):
     run_id: Mapped[UUID] = mapped_column(ForeignKey("runs.id"), index=True)
     client_id: Mapped[UUID] = mapped_column(ForeignKey("clients.id"))
     version_id: Mapped[UUID] = mapped_column(ForeignKey("versions.id"))
+    rollout_id: Mapped[UUID | None] = mapped_column(ForeignKey("rollouts.id"))
     report: Mapped[dict[str, Any]]
     created_at: Mapped[datetime]
 
@@ -488,6 +502,88 @@ class AblationRecord(Table):
     client_id: Mapped[UUID] = mapped_column(ForeignKey("clients.id"))
     version_id: Mapped[UUID] = mapped_column(ForeignKey("versions.id"))
     report: Mapped[dict[str, Any]]
+    created_at: Mapped[datetime]
+
+
+# --- who gets which version --------------------------------------------------------------------
+
+
+class Cohort(Table):
+    """A named set of clients: a rule, and the salt of its hash."""
+
+    __tablename__ = "cohorts"
+    __table_args__ = (UniqueConstraint("project_id", "name"),)
+    id: Mapped[UUID] = _id()
+    project_id: Mapped[UUID] = mapped_column(ForeignKey("projects.id"))
+    name: Mapped[str]
+    rule: Mapped[dict[str, Any]]
+    salt: Mapped[str]
+    created_at: Mapped[datetime]
+
+
+class Channel(Table):
+    """A named pointer to a version of a model: what clients serve."""
+
+    __tablename__ = "channels"
+    __table_args__ = (_one_of("name", ["stable", "pilot"]),)
+    model_id: Mapped[UUID] = mapped_column(ForeignKey("models.id"), primary_key=True)
+    name: Mapped[str] = mapped_column(primary_key=True)
+    project_id: Mapped[UUID] = mapped_column(ForeignKey("projects.id"), index=True)
+    version_id: Mapped[UUID] = mapped_column(ForeignKey("versions.id"))
+    previous_id: Mapped[UUID | None] = mapped_column(ForeignKey("versions.id"))
+    cohort_id: Mapped[UUID | None] = mapped_column(ForeignKey("cohorts.id"))
+    reason: Mapped[str]
+    moved_at: Mapped[datetime]
+
+
+class Rollout(Table):
+    """A version on its way to everybody; at most one that has not ended moves a channel."""
+
+    __tablename__ = "rollouts"
+    __table_args__ = (
+        UniqueConstraint("project_id", "name"),
+        _one_of("state", [s.value for s in RolloutState]),
+        Index(
+            "uq_rollouts_active",
+            "model_id",
+            "channel",
+            unique=True,
+            postgresql_where=text(f"state IN ({_listed(sorted(ACTIVE_ROLLOUTS))})"),
+        ),
+    )
+    id: Mapped[UUID] = _id()
+    project_id: Mapped[UUID] = mapped_column(ForeignKey("projects.id"))
+    model_id: Mapped[UUID] = mapped_column(ForeignKey("models.id"))
+    channel: Mapped[str]
+    version_id: Mapped[UUID] = mapped_column(ForeignKey("versions.id"))
+    old_version_id: Mapped[UUID] = mapped_column(ForeignKey("versions.id"))
+    name: Mapped[str]
+    settings: Mapped[dict[str, Any]]
+    state: Mapped[str]
+    reason: Mapped[str]
+    stage: Mapped[int]
+    stage_ends: Mapped[datetime]
+    created_at: Mapped[datetime]
+    ended_at: Mapped[datetime | None]
+
+
+class RolloutClient(Table):
+    """The stage in which a rollout reaches a client; null: it is of the control group."""
+
+    __tablename__ = "rollout_clients"
+    rollout_id: Mapped[UUID] = mapped_column(ForeignKey("rollouts.id"), primary_key=True)
+    client_id: Mapped[UUID] = mapped_column(ForeignKey("clients.id"), primary_key=True)
+    stage: Mapped[int | None]
+
+
+class RolloutJudgement(Table):
+    """What the gates said of a stage, with their numbers, never updated."""
+
+    __tablename__ = "rollout_judgements"
+    rollout_id: Mapped[UUID] = mapped_column(ForeignKey("rollouts.id"), primary_key=True)
+    stage: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+    verdict: Mapped[str]
+    gates: Mapped[dict[str, Any]]
     created_at: Mapped[datetime]
 
 

@@ -7,10 +7,9 @@ not print (``remote`` does) or contain rules.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 from uuid import UUID
 
 import typer
@@ -18,6 +17,7 @@ import typer
 from fedselect import (
     admin_access,
     admin_hooks,
+    admin_rollouts,
     admin_versions,
     comparison,
     comparisonpage,
@@ -41,7 +41,7 @@ from fedselect.protocol import (
     RunInfo,
     VersionInfo,
 )
-from fedselect.remote import command, group, valid
+from fedselect.remote import command, group, read_json, valid
 from fedselect.reportdoc import RunReport
 from fedselect.reportpage import page
 from fedselect.reporttable import table
@@ -68,6 +68,9 @@ for name, part in (
     ("runs", runs),
     ("rounds", rounds),
     ("versions", admin_versions.versions),
+    ("cohorts", admin_rollouts.cohorts),
+    ("channels", admin_rollouts.channels),
+    ("rollouts", admin_rollouts.rollouts),
     ("jobs", jobs),
 ):
     app.add_typer(part, name=name, rich_help_panel=REMOTE)
@@ -101,7 +104,7 @@ def create_model(
     space: Annotated[Path, typer.Argument(help="File with the parameter space, JSON.")],
 ) -> ModelInfo:
     """Register a model by its parameter space; `send-weights` follows."""
-    return client.create_model(valid(ModelCreate, name=name, space=_read_json(space)))
+    return client.create_model(valid(ModelCreate, name=name, space=read_json(space)))
 
 
 @command(models, "send-weights")
@@ -143,7 +146,7 @@ def create_run(
     ] = None,
 ) -> RunInfo:
     """Create a run; it waits for `start`."""
-    given = _read_json(settings) if settings else {}
+    given = read_json(settings) if settings else {}
     if arm:
         rounds = given.get("rounds", RunSettings.model_fields["rounds"].default)
         policies = [
@@ -311,13 +314,3 @@ def _write(path: Path, text: str) -> None:
         path.write_text(text, "utf-8", newline="")  # CSV brings its own line ends
     except OSError as error:
         raise FedSelectError(f"{path} cannot be written: {error}", code="file_invalid") from error
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        found = json.loads(path.read_text("utf-8"))
-    except (OSError, ValueError) as error:
-        raise FedSelectError(f"{path} cannot be read: {error}", code="file_invalid") from error
-    if not isinstance(found, dict):
-        raise FedSelectError(f"{path} holds no JSON object", code="file_invalid")
-    return found

@@ -1,5 +1,5 @@
 """The calls of administrators about access (who they are, projects, keys, members), about
-versions and about webhooks.
+versions, about who gets which of them, and about webhooks.
 
 Owns paths and documents, as ``operations`` does for all other calls. Must not open connections.
 """
@@ -9,6 +9,14 @@ from __future__ import annotations
 from uuid import UUID
 
 from fedselect import exchange
+from fedselect.cohortdocs import (
+    ChannelInfo,
+    ChannelMove,
+    ChannelName,
+    CohortCreate,
+    CohortInfo,
+    Justified,
+)
 from fedselect.comparedoc import Comparison
 from fedselect.exchange import Flow
 from fedselect.explaindocs import AblationCreate, AblationInfo, AblationsAsked, Explanation
@@ -22,6 +30,7 @@ from fedselect.hooks import (
 from fedselect.operations import Listing, Operations, listing, operation
 from fedselect.protocol import ClientInfo
 from fedselect.reportdoc import RunReport
+from fedselect.rolloutdocs import RolloutCreate, RolloutDetail, RolloutInfo
 from fedselect.tenancy import (
     ClientChange,
     Identity,
@@ -148,6 +157,83 @@ class Administration(Operations):
     def card(self, version_id: UUID) -> Flow[VersionCard]:
         """A version's model card."""
         return self._get(f"/v1/versions/{version_id}/card", VersionCard)
+
+    # --- who gets which version ----------------------------------------------------------------
+
+    @operation
+    def create_cohort(self, cohort: CohortCreate) -> Flow[CohortInfo]:
+        """Name a set of clients."""
+        return self._post("/v1/cohorts", CohortInfo, body=cohort)
+
+    @listing
+    def cohorts(self) -> Listing[CohortInfo]:
+        """All cohorts."""
+        return Listing("/v1/cohorts", CohortInfo)
+
+    @operation
+    def cohort(self, cohort_id: UUID) -> Flow[CohortInfo]:
+        """One cohort."""
+        return self._get(f"/v1/cohorts/{cohort_id}", CohortInfo)
+
+    @listing
+    def cohort_clients(self, cohort_id: UUID) -> Listing[ClientInfo]:
+        """The active clients that belong to a cohort now."""
+        return Listing(f"/v1/cohorts/{cohort_id}/clients", ClientInfo)
+
+    @listing
+    def channels(self, model_id: UUID) -> Listing[ChannelInfo]:
+        """A model's channels that were set."""
+        return Listing(f"/v1/models/{model_id}/channels", ChannelInfo)
+
+    @operation
+    def channel(self, model_id: UUID, name: ChannelName) -> Flow[ChannelInfo]:
+        """One channel of a model."""
+        return self._get(f"/v1/models/{model_id}/channels/{name}", ChannelInfo)
+
+    @operation
+    def move_channel(
+        self, model_id: UUID, name: ChannelName, move: ChannelMove
+    ) -> Flow[ChannelInfo]:
+        """Point a channel at a version, at once and for all its clients."""
+        path = f"/v1/models/{model_id}/channels/{name}"
+        return exchange.put(path, ChannelInfo, retries=self._retries, body=move)
+
+    @operation
+    def roll_channel_back(
+        self, model_id: UUID, name: ChannelName, why: Justified
+    ) -> Flow[ChannelInfo]:
+        """Take a channel's last move back."""
+        return self._post(f"/v1/models/{model_id}/channels/{name}/roll-back", ChannelInfo, body=why)
+
+    @operation
+    def start_rollout(self, rollout: RolloutCreate) -> Flow[RolloutInfo]:
+        """Bring a version to everybody, stage by stage."""
+        return self._post("/v1/rollouts", RolloutInfo, body=rollout)
+
+    @listing
+    def rollouts(self) -> Listing[RolloutInfo]:
+        """All rollouts."""
+        return Listing("/v1/rollouts", RolloutInfo)
+
+    @operation
+    def rollout(self, rollout_id: UUID) -> Flow[RolloutDetail]:
+        """One rollout with its groups, its gates and what was decided."""
+        return self._get(f"/v1/rollouts/{rollout_id}", RolloutDetail)
+
+    @operation
+    def promote_rollout(self, rollout_id: UUID, why: Justified) -> Flow[RolloutDetail]:
+        """Let it go on to its next stage, the last one to everybody."""
+        return self._post(f"/v1/rollouts/{rollout_id}/promote", RolloutDetail, body=why)
+
+    @operation
+    def hold_rollout(self, rollout_id: UUID, why: Justified) -> Flow[RolloutDetail]:
+        """Stop it where it is."""
+        return self._post(f"/v1/rollouts/{rollout_id}/hold", RolloutDetail, body=why)
+
+    @operation
+    def roll_rollout_back(self, rollout_id: UUID, why: Justified) -> Flow[RolloutDetail]:
+        """End it: everybody serves the old version again."""
+        return self._post(f"/v1/rollouts/{rollout_id}/roll-back", RolloutDetail, body=why)
 
     # --- webhooks ------------------------------------------------------------------------------
 

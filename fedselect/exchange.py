@@ -180,8 +180,21 @@ def patch(path: str, answer: type[T], *, retries: Retries, body: BaseModel) -> F
     Raises:
         ServiceError: refused, out of reach, or not such an answer.
     """
+    return (yield from _change("PATCH", path, answer, retries, body))
+
+
+def put(path: str, answer: type[T], *, retries: Retries, body: BaseModel) -> Flow[T]:
+    """Make what is at ``path`` say this. Repeating it changes nothing more.
+
+    Raises:
+        ServiceError: refused, out of reach, or not such an answer.
+    """
+    return (yield from _change("PUT", path, answer, retries, body))
+
+
+def _change(method: str, path: str, answer: type[T], retries: Retries, body: BaseModel) -> Flow[T]:
     content = body.model_dump_json(exclude_unset=True).encode()
-    ask = Ask("PATCH", path, {"Content-Type": "application/json"}, content)
+    ask = Ask(method, path, {"Content-Type": "application/json"}, content)
     reply = yield from succeed(ask, retries)
     return parse(ask, reply, answer=answer)
 

@@ -105,20 +105,21 @@ def _few(stage: dict[str, Gain], control: dict[str, Gain]) -> str:
 
 
 def _mean(stage: dict[str, Gain], control: dict[str, Gain], seed: int) -> _Measured:
-    one, other = _points(stage), _points(control)
-    figures = [
+    points = _points(stage), _points(control)
+    one, other = (
         GroupFigure(
-            clients=len(points),
-            value=math.fsum(points) / len(points) if points else None,
-            interval=effects.mean_interval(points, seed),
+            clients=len(group),
+            value=math.fsum(group) / len(group) if group else None,
+            interval=effects.mean_interval(group, seed),
         )
-        for points in (one, other)
-    ]
+        for group in points
+    )
     return _Measured(
         "points: mean gain over clients, stage minus control group",
-        _less(figures[0].value, figures[1].value),
-        *figures,
-        interval=effects.mean_difference(one, other, seed),
+        _less(one.value, other.value),
+        one,
+        other,
+        interval=effects.mean_difference(*points, seed),
         why_not=_few(stage, control),
     )
 

@@ -30,6 +30,7 @@ Event = Literal[
     "client.suspended",
     "client.revoked",
     "client.harmed",
+    "rollout.held",
     "job.failed",
     "key.issued",
     "key.revoked",

@@ -184,6 +184,9 @@ class RunCreate(Request):
     name: Name = Field(examples=["shoulder-2026"])
     model_id: UUID
     settings: RunSettings = RunSettings()
+    cohort_id: UUID | None = Field(
+        None, description="Its members alone get places and evaluate; null: all clients."
+    )
 
 
 class ArmInfo(Answer):
@@ -201,6 +204,7 @@ class RunInfo(Answer):
     id: UUID
     name: str
     model_id: UUID
+    cohort_id: UUID | None = None
     arm_id: UUID = Field(description="The first arm.")
     arms: list[ArmInfo] = []
     state: RunState

@@ -158,6 +158,21 @@ def valid(form: type[Document], **values: Any) -> Document:
         raise FedSelectError(text, code="request_invalid") from error
 
 
+def read_json(path: Path) -> dict[str, Any]:
+    """The JSON object in a file.
+
+    Raises:
+        FedSelectError: file_invalid.
+    """
+    try:
+        found = json.loads(path.read_text("utf-8"))
+    except (OSError, ValueError) as error:
+        raise FedSelectError(f"{path} cannot be read: {error}", code="file_invalid") from error
+    if not isinstance(found, dict):
+        raise FedSelectError(f"{path} holds no JSON object", code="file_invalid")
+    return found
+
+
 # --- where to ----------------------------------------------------------------------------------
 
 

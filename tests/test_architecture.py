@@ -114,6 +114,7 @@ STATE_DOORS = {  # (file, receiver) pairs; runs, rounds and assignments move in 
     ("app/rounds.py", "upload"),  # an upload whose round has ended
     ("app/updates.py", "upload"),  # rows of files, not of the round cycle
     ("app/clients.py", "client"),
+    ("app/rollouts.py", "rollout"),
     ("app/jobs.py", "job"),
     ("app/jobs.py", "values(...)"),
 }

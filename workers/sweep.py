@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 
-from app import heads, jobs, ledger, logs, retention, rounds
+from app import heads, jobs, ledger, logs, retention, rollouts, rounds
 from app.errors import Unavailable
 from app.ledger import BATCH
 from app.wiring import Coordinator
@@ -21,7 +21,7 @@ log = logging.getLogger(__name__)
 
 
 def sweep(core: Coordinator) -> None:
-    """Tick rounds, end evaluations and ablations, ring for jobs that nobody took."""
+    """Tick rounds, end evaluations and ablations, judge rollouts, ring for jobs nobody took."""
     with core.db.singleton(SWEEPER) as mine:
         if not mine:
             return
@@ -29,6 +29,7 @@ def sweep(core: Coordinator) -> None:
             gathering, evaluating = rounds.overdue(tx)
             ablating = {each.run_id for each in rounds.overdue_ablations(tx)}
             forgotten = jobs.overdue(tx, grace=GRACE, limit=1000)
+            rolling = rollouts.due(tx)
         for round_id in gathering:
             with logs.about(round=round_id), core.db.transaction(ACTOR, "sweep.tick") as tx:
                 rounds.tick(tx, round_id)
@@ -41,6 +42,9 @@ def sweep(core: Coordinator) -> None:
         for run_id in sorted(ablating):
             with logs.about(run=run_id), core.db.transaction(ACTOR, "sweep.ablations") as tx:
                 rounds.expire_ablations(tx, run_id)
+        for rollout_id in rolling:
+            with core.db.transaction(ACTOR, "sweep.step_rollout") as tx:
+                rollouts.step(tx, rollout_id)
         if forgotten:
             core.bell.ring(forgotten)
         retention.finish_begun(core)

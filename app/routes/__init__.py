@@ -9,11 +9,13 @@ from starlette.convertors import StringConvertor, register_url_convertor
 
 from app.description import TEXTS
 from fedselect.lifecycle import AssignmentState, RoundState, RunState
+from fedselect.rolloutdocs import RolloutState
 
 # What an operation on a thing is refused with when its state does not allow it.
 ASSIGNMENT_STATE = [f"assignment_{state.value}" for state in AssignmentState]
 ROUND_STATE = [f"round_{state.value}" for state in RoundState]
 RUN_STATE = [f"run_{state.value}" for state in RunState]
+ROLLOUT_STATE = [f"rollout_{state.value}" for state in RolloutState]
 
 
 class _ClientCommand(StringConvertor):
@@ -28,8 +30,15 @@ class _RunCommand(StringConvertor):
     regex = "start|pause|resume|stop"
 
 
+class _RolloutCommand(StringConvertor):
+    """The last word of an order to a rollout."""
+
+    regex = "promote|hold|roll-back"
+
+
 register_url_convertor("client_command", _ClientCommand())
 register_url_convertor("run_command", _RunCommand())
+register_url_convertor("rollout_command", _RolloutCommand())
 
 
 def problems(

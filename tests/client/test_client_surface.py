@@ -12,7 +12,16 @@ from uuid import UUID
 import httpx
 import pytest
 
-from fedselect import estimatedocs, evaluations, hooks, protocol, tenancy, uploads
+from fedselect import (
+    cohortdocs,
+    estimatedocs,
+    evaluations,
+    hooks,
+    protocol,
+    rolloutdocs,
+    tenancy,
+    uploads,
+)
 from fedselect.administration import Administration
 from fedselect.client import AsyncClient, Client, announce
 from fedselect.errors import ServiceError
@@ -88,6 +97,20 @@ ADMINISTRATION = {
     "lineage": ("GET", "/v1/versions/{id}/lineage"),
     "difference": ("GET", "/v1/versions/{id}/diff"),
     "card": ("GET", "/v1/versions/{id}/card"),
+    "create_cohort": ("POST", "/v1/cohorts"),
+    "cohorts": ("GET", "/v1/cohorts"),
+    "cohort": ("GET", "/v1/cohorts/{id}"),
+    "cohort_clients": ("GET", "/v1/cohorts/{id}/clients"),
+    "channels": ("GET", "/v1/models/{id}/channels"),
+    "channel": ("GET", "/v1/models/{id}/channels/{id}"),
+    "move_channel": ("PUT", "/v1/models/{id}/channels/{id}"),
+    "roll_channel_back": ("POST", "/v1/models/{id}/channels/{id}/roll-back"),
+    "start_rollout": ("POST", "/v1/rollouts"),
+    "rollouts": ("GET", "/v1/rollouts"),
+    "rollout": ("GET", "/v1/rollouts/{id}"),
+    "promote_rollout": ("POST", "/v1/rollouts/{id}/promote"),
+    "hold_rollout": ("POST", "/v1/rollouts/{id}/hold"),
+    "roll_rollout_back": ("POST", "/v1/rollouts/{id}/roll-back"),
     "add_member": ("POST", "/v1/members"),
     "members": ("GET", "/v1/members"),
     "end_member": ("POST", "/v1/members/{id}/end"),
@@ -119,6 +142,10 @@ BODIES = {
     "model": protocol.ModelCreate(name="m", space={}),
     "run": protocol.RunCreate(name="r", model_id=ID),
     "data": b"x",
+    "cohort": cohortdocs.CohortCreate(name="c", rule=cohortdocs.CohortRule(tag="t")),
+    "move": cohortdocs.ChannelMove(version_id=ID, reason="r"),
+    "why": cohortdocs.Justified(reason="r"),
+    "rollout": rolloutdocs.RolloutCreate(name="r", model_id=ID, version_id=ID),
     "member": tenancy.MemberCreate(subject="s", role="viewer"),
     "webhook": hooks.WebhookCreate(url="https://example.org", events=["round.published"]),
 }

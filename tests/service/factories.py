@@ -256,10 +256,16 @@ def settings(
 
 
 def make_run(
-    project: Project, model: Model | None = None, *, start: bool = True, **rules: Any
+    project: Project,
+    model: Model | None = None,
+    *,
+    start: bool = True,
+    cohort_id: str | None = None,
+    **rules: Any,
 ) -> Json:
     model = model or make_model(project)
     body = {"name": f"run-{next(numbers)}", "model_id": model.id, "settings": settings(**rules)}
+    body |= {"cohort_id": cohort_id} if cohort_id else {}
     run = ok(project.owner.post("/v1/runs", body), 201)
     return dict(ok(project.owner.post(f"/v1/runs/{run['id']}/start"))) if start else dict(run)
 

@@ -24,6 +24,7 @@ from fedselect.profiles import Profile, Profiles, read_profiles, write_profiles
 
 from .campaign import Campaign
 from .factories import drain, make_clients, make_model, make_space
+from .rolling import World
 
 SERVER = "http://coordinator"
 
@@ -149,6 +150,38 @@ def test_webhooks(admin, project):
     assert admin("webhooks", "deliveries", hook, "--state", "dead", "--json") == []
     assert admin("webhooks", "retry", hook, code=1).exception.code == "not_found"
     assert admin("webhooks", "create", "--url", url, code=1).exception.code == "request_invalid"
+
+
+def test_cohorts_channels_and_rollouts(admin, project, tmp_path):
+    world = World(project, count=4)
+    cohort = admin("cohorts", "create", "some", "--percent", 100, "--json")
+    assert cohort["members"] == 4
+    assert admin("cohorts", "show", cohort["id"], "--json") == cohort
+    assert "some" in admin("cohorts", "list")
+    assert len(admin("cohorts", "clients", cohort["id"], "--json")) == 4
+    assert admin("cohorts", "create", "none", code=1).exception.code == "request_invalid"
+
+    model, versions = world.model.id, [each["id"] for each in world.versions]
+    why = ("--reason", "agreed", "--json")
+    found = admin("channels", "set", model, "stable", versions[1], *why)
+    assert (found["version"]["id"], found["reason"]) == (versions[1], "agreed")
+    assert admin("channels", "show", model, "stable", "--json") == found
+    pilot = ("--cohort", cohort["id"], *why)
+    admin("channels", "set", model, "pilot", versions[2], *pilot)
+    assert len(admin("channels", "list", model, "--json")) == 2
+    refusal = admin("channels", "roll-back", model, "pilot", *why, code=1)
+    assert refusal.exception.code == "channel_without_previous"
+
+    file = tmp_path / "rollout.json"
+    file.write_text(json.dumps({"minimum": 2, "stages": [100], "gates": {"latency": 5}}))
+    started = admin("rollouts", "start", "r", model, versions[2], "--settings", file, "--json")
+    assert started["settings"]["gates"]["latency"] == 5
+    assert "running" in admin("rollouts", "list")
+    refusal = admin("rollouts", "promote", started["id"], *why, code=1)
+    assert refusal.exception.code == "rollout_running"
+    assert admin("rollouts", "hold", started["id"], *why)["state"] == "held"
+    assert admin("rollouts", "roll-back", started["id"], *why)["state"] == "rolled_back"
+    assert len(admin("rollouts", "show", started["id"], "--json")["decisions"]) == 3
 
 
 def test_members_need_an_identity_provider(admin):

@@ -111,6 +111,18 @@ ALLOWED: dict[str, set[str]] = {
     "GET /v1/runs/{run_id}/report": STAFF,
     "GET /v1/runs/{run_id}/comparison": STAFF,
     "GET /v1/runs/{run_id}/clients/{client_id}/explanation": STAFF,
+    "POST /v1/cohorts": HANDS,
+    "GET /v1/cohorts": STAFF,
+    "GET /v1/cohorts/{cohort_id}": STAFF,
+    "GET /v1/cohorts/{cohort_id}/clients": STAFF,
+    "GET /v1/models/{model_id}/channels": STAFF,
+    "GET /v1/models/{model_id}/channels/{name}": STAFF,
+    "PUT /v1/models/{model_id}/channels/{name}": HANDS,
+    "POST /v1/models/{model_id}/channels/{name}/roll-back": HANDS,
+    "POST /v1/rollouts": HANDS,
+    "GET /v1/rollouts": STAFF,
+    "GET /v1/rollouts/{rollout_id}": STAFF,
+    "POST /v1/rollouts/{rollout_id}/{command}": HANDS,
     "GET /v1/rounds/{round_id}": STAFF,
     "POST /v1/rounds/{round_id}/cancel": HANDS,
     "GET /v1/rounds/{round_id}/manifest": AUDITS,
@@ -126,6 +138,8 @@ ALLOWED: dict[str, set[str]] = {
 HOOK = {"url": "https://example.org/told", "events": ["round.published"]}
 NOWHERE = "00000000-0000-4000-8000-000000000000"
 LISTS = ["clients", "models", "runs", "jobs", "projects", "keys", "webhooks", "members"]
+LISTS += ["cohorts", "rollouts"]
+WHY = {"reason": "agreed"}
 
 
 def walk(routes: Iterable[Any]) -> Iterator[APIRoute]:
@@ -163,8 +177,8 @@ class World:
 
     def ask(self, caller: Caller, name: str, **subjects: str) -> Any:
         method, path = name.split(" ")
-        command = "suspend" if "clients" in path else "pause"
-        path = path.format(**{"command": command, **self.subjects, **subjects})
+        command = "suspend" if "clients" in path else "hold" if "rollouts" in path else "pause"
+        path = path.format(command=command, name="stable", **{**self.subjects, **subjects})
         if method == "GET":
             return caller.get(path)
         return caller.request(method, path, self.bodies.get(name))
@@ -194,6 +208,25 @@ def bodies_for(model_id: str, token: str) -> dict[str, Json]:
         "POST /v1/models/{model_id}/uploads": file,
         "POST /v1/estimates": {"model_id": model_id, "clients": 20},
         "POST /v1/runs": {"name": "another", "model_id": model_id},
+        "POST /v1/cohorts": {"name": "another", "rule": {"percent": 50}},
+        "POST /v1/models/{model_id}/channels/{name}/roll-back": WHY,
+        "POST /v1/rollouts/{rollout_id}/{command}": WHY,
+    }
+
+
+def roll_out(project: Project, model_id: str, version_ids: list[str]) -> dict[str, Any]:
+    """A cohort, the channel stable and a rollout that moves it, and what more may be sent."""
+    cohort = ok(project.owner.post("/v1/cohorts", {"name": "all", "rule": {"percent": 100}}), 201)
+    old, new = version_ids
+    path, pointed = f"/v1/models/{model_id}/channels/stable", {"version_id": old, **WHY}
+    ok(project.owner.request("PUT", path, pointed))
+    body = {"name": "first", "model_id": model_id, "version_id": new, "minimum": 1}
+    rollout = ok(project.owner.post("/v1/rollouts", body), 201)
+    return {
+        "cohort_id": cohort["id"],
+        "rollout_id": rollout["id"],
+        "POST /v1/rollouts": {**body, "name": "another"},
+        "PUT /v1/models/{model_id}/channels/{name}": pointed,
     }
 
 
@@ -217,6 +250,7 @@ def world(core: Any, api: TestClient) -> World:
     # A round whose cancellation disturbs nobody: that of a second run.
     second = make_run(project, model)
     spare = ok(project.owner.get(f"/v1/runs/{second['id']}/rounds"))["items"]
+    sweep.seal(core)  # what other tests have left: a webhook follows so many entries at a time
     hook = ok(project.owner.post("/v1/webhooks", HOOK), 201)["webhook"]["id"]
     ok(project.owner.post(f"/v1/webhooks/{hook}/test"), 202)
     sweep.seal(core)
@@ -231,6 +265,8 @@ def world(core: Any, api: TestClient) -> World:
         " FROM projects WHERE id = :project",
         m=member,
     )
+    versions = ok(project.owner.get(f"/v1/runs/{run['id']}/versions"))["items"]
+    rolled = roll_out(project, model.id, [each["id"] for each in versions])
     # A job that nobody does.
     space = {"name": "waiting", "space": make_space().to_json()}
     waiting = ok(project.owner.post("/v1/models", space), 201)
@@ -242,6 +278,8 @@ def world(core: Any, api: TestClient) -> World:
             "assignment_id": assignment["id"],
             "upload_id": ticket["id"],
             "version_id": rounds[0]["version_id"],
+            "cohort_id": rolled.pop("cohort_id"),
+            "rollout_id": rolled.pop("rollout_id"),
             "client_id": make_client(project).id,
             "model_id": model.id,
             "run_id": run["id"],
@@ -253,7 +291,7 @@ def world(core: Any, api: TestClient) -> World:
             "delivery_id": str(delivery),
             "key_id": ok(project.owner.post("/v1/keys", {"role": VIEWER}), 201)["info"]["id"],
         },
-        bodies_for(model.id, make_token(project)),
+        bodies_for(model.id, make_token(project)) | rolled,
         {**staff(project), CLIENT: clients[0]},
         {
             **staff(elsewhere),
