@@ -83,7 +83,7 @@ def test_the_codes_are_those_of_the_errors_page_with_the_same_status() -> None:
     for name, operation in OPERATIONS.items():
         for status, answer in operation["responses"].items():
             for code in answer.get("x-codes", []):
-                family = re.sub(r"^(run|round|assignment)_[a-z]+$", r"\1_<state>", code)
+                family = re.sub(r"^(run|round|assignment|rollout)_[a-z_]+$", r"\1_<state>", code)
                 assert status in told.get(code, told.get(family, "")), (name, status, code)
 
 
