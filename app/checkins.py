@@ -15,17 +15,16 @@ from uuid import UUID
 from sqlalchemy import ColumnElement, Select, bindparam, exists, func, or_, select, true
 from sqlalchemy.orm import aliased
 
-from app import arms, catalog, channels, cohorts, ledger, rounds
+from app import arms, catalog, channels, cohorts, rounds
 from app.auth import Principal
 from app.db import Tx, among, per_thread
-from app.errors import Conflict, Missing
+from app.errors import Missing
 from app.tables import (
     Arm,
     Assignment,
     CheckpointRecord,
     Client,
     Cohort,
-    EvaluationRecord,
     MaskRecord,
     Model,
     Round,
@@ -33,7 +32,6 @@ from app.tables import (
     Version,
 )
 from app.wiring import Coordinator
-from fedselect import effects
 from fedselect.checkindocs import Assignment as AssignmentDocument
 from fedselect.checkindocs import (
     CheckIn,
@@ -45,7 +43,6 @@ from fedselect.checkindocs import (
     RunBrief,
 )
 from fedselect.cohorts import Candidate
-from fedselect.evaluations import Evaluation, EvaluationReport
 from fedselect.lifecycle import (
     GATHERING_ROUNDS,
     OPEN_ASSIGNMENTS,
@@ -72,7 +69,7 @@ def check_in(tx: Tx, principal: Principal, body: CheckIn, *, core: Coordinator) 
     """
     client_id = principal.client
     seen = tx.session.execute(_situation(), {"client": client_id}).one()
-    candidate = Candidate(str(client_id), seen.client_name, seen.tags)
+    candidate = Candidate(str(client_id), seen.tags)
     if seen.last_seen_at is None or tx.now - seen.last_seen_at > SEEN_EVERY:
         tx.session.get_one(Client, client_id).last_seen_at = tx.now
     outcome = _outcome(tx, client_id, body.pending) if body.pending else None
@@ -122,7 +119,7 @@ def _situation() -> Select[Any]:
     head = select(CheckpointRecord.text).order_by(CheckpointRecord.size.desc()).limit(1)
     return (
         select(
-            *(Client.last_seen_at, Client.name.label("client_name"), Client.tags),
+            *(Client.last_seen_at, Client.tags),
             run.c.name.label("run_name"),
             run.c.state.label("run_state"),
             run.c.settings,
@@ -390,76 +387,3 @@ def decline(tx: Tx, principal: Principal, assignment_id: UUID, body: Decline) ->
         rounds.move_assignment(tx, assignment, AssignmentEvent.DECLINE, reason=reason)
         rounds.settle(tx, assignment)
     return _outcome(tx, principal.client, assignment.id)
-
-
-def evaluate(
-    tx: Tx, principal: Principal, assignment_id: UUID, body: EvaluationReport
-) -> Evaluation:
-    """Take a client's scores of a version; a repeated report changes nothing.
-
-    Raises:
-        Conflict: the assignment is not an evaluation, or it is over.
-    """
-    assignment = locked(tx, principal, assignment_id)
-    if assignment.kind != "evaluate":
-        raise Conflict(f"this assignment is to {assignment.kind}", code="assignment_kind")
-    record = tx.session.get(EvaluationRecord, assignment.id)
-    if record is None:
-        rounds.move_assignment(tx, assignment, AssignmentEvent.REPORT)
-        run = tx.session.get_one(Run, assignment.run_id)
-        least = RunSettings.model_validate(run.settings).report.min_examples
-        report = body.withholding(least)
-        record = EvaluationRecord(
-            assignment_id=assignment.id,
-            project_id=assignment.project_id,
-            run_id=assignment.run_id,
-            client_id=assignment.client_id,
-            version_id=assignment.version_id,
-            rollout_id=assignment.rollout_id,
-            report=report.model_dump(mode="json"),
-            created_at=tx.now,
-        )
-        tx.session.add(record)
-        _note_harm(tx, assignment, report)
-        rounds.settle(tx, assignment)
-    client = tx.session.get_one(Client, principal.client)
-    version = tx.session.get_one(Version, assignment.version_id)
-    return evaluation_document(record, client.name, version)
-
-
-def _note_harm(tx: Tx, assignment: Assignment, report: EvaluationReport) -> None:
-    """Write down that a client does worse than alone, as far as its own examples can tell."""
-    scores = {str(name): score for name, score in report.scores.items()}
-    gain = effects.gains(scores).get("local_only")
-    if gain is None or not gain.harmed:
-        return
-    # As text: ledger entries hold no floats.
-    points = (gain.points, gain.interval.low, gain.interval.high)
-    body = dict(zip(("points", "low", "high"), (f"{value:.2f}" for value in points), strict=True))
-    ledger.append(
-        tx,
-        "client.harmed",
-        f"client:{assignment.client_id}",
-        project=assignment.project_id,
-        body={
-            "run": str(assignment.run_id),
-            "version": str(assignment.version_id),
-            "baseline": "local_only",
-            **body,
-        },
-    )
-
-
-def evaluation_document(record: EvaluationRecord, client: str, version: Version) -> Evaluation:
-    """The evaluation as the interface shows it."""
-    return Evaluation.model_validate(
-        {
-            **record.report,
-            "client_id": record.client_id,
-            "client_name": client,
-            "version_id": record.version_id,
-            "version_number": version.number,
-            "arm_id": version.arm_id,
-            "created_at": record.created_at,
-        }
-    )

@@ -6,8 +6,9 @@ that are there when somebody asks. Must not know runs or rollouts.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 from uuid import UUID, uuid4
 
 from sqlalchemy import Select, select
@@ -22,35 +23,39 @@ from fedselect.cohorts import Candidate, belongs
 
 
 def create(tx: Tx, principal: Principal, body: CohortCreate) -> CohortInfo:
-    """Make a cohort.
+    """Make a cohort. Clients that it names are kept by id: names change, and may be forgotten.
 
     Raises:
         Missing: a client that its rule names is not in this project.
         Conflict: the name is taken.
     """
-    active = _active(tx, principal.project_id)
-    unknown = set(body.rule.clients or ()) - {each.name for each in active}
+    every = _clients(tx, principal.project_id)
+    ids = {each.name: each.candidate.id for each in every if each.active}
+    unknown = set(body.rule.clients or ()) - set(ids)
     if unknown:
         raise Missing(f"there is no active client {min(unknown)} in this project")
+    rule = body.rule.model_dump(mode="json", exclude_none=True)
+    if body.rule.clients is not None:
+        rule = {"clients": sorted({ids[name] for name in body.rule.clients})}
     cohort = Cohort(
         id=uuid4(),
         project_id=principal.project_id,
         name=body.name,
-        rule=body.rule.model_dump(mode="json", exclude_none=True),
+        rule=rule,
         salt=uuid4().hex,
         created_at=tx.now,
     )
     taken = Conflict(f"there is already a cohort named {body.name!r}", code="cohort_name_taken")
     tx.insert(cohort, taken=taken)
-    written = body.rule.model_dump_json(exclude_none=True)  # as text: entries hold no floats
     ledger.append(
         tx,
         "cohort.created",
         f"cohort:{cohort.id}",
         project=cohort.project_id,
-        body={"name": cohort.name, "rule": written, "salt": cohort.salt},
+        # The rule as text: entries hold no floats.
+        body={"name": cohort.name, "rule": json.dumps(rule), "salt": cohort.salt},
     )
-    return _info(cohort, active)
+    return _info(cohort, every)
 
 
 def get(tx: Tx, principal: Principal, cohort_id: UUID) -> Cohort:
@@ -73,14 +78,14 @@ def listed(principal: Principal) -> Select[Cohort]:
 
 def infos(tx: Tx, principal: Principal, found: list[Cohort]) -> list[CohortInfo]:
     """Cohorts as the interface shows them, with one query for all of them."""
-    active = _active(tx, principal.project_id)
-    return [_info(cohort, active) for cohort in found]
+    every = _clients(tx, principal.project_id)
+    return [_info(cohort, every) for cohort in found]
 
 
 def members(tx: Tx, cohort: Cohort) -> Select[Client]:
     """The active clients that belong to a cohort."""
-    chosen = _chosen(cohort, _active(tx, cohort.project_id))
-    return select(Client).where(among(Client.id, [UUID(each.id) for each in chosen]))
+    chosen = _chosen(cohort, _clients(tx, cohort.project_id))
+    return select(Client).where(among(Client.id, [UUID(each.candidate.id) for each in chosen]))
 
 
 def among_members(tx: Tx, cohort_id: UUID | None, clients: Sequence[UUID]) -> list[UUID]:
@@ -88,7 +93,8 @@ def among_members(tx: Tx, cohort_id: UUID | None, clients: Sequence[UUID]) -> li
     if cohort_id is None:
         return list(clients)
     cohort = tx.session.get_one(Cohort, cohort_id)
-    chosen = {UUID(each.id) for each in _chosen(cohort, _active(tx, cohort.project_id))}
+    found = _chosen(cohort, _clients(tx, cohort.project_id))
+    chosen = {UUID(each.candidate.id) for each in found}
     return [client for client in clients if client in chosen]
 
 
@@ -99,24 +105,37 @@ def admits(rule: dict[str, Any] | None, salt: str | None, client: Candidate) -> 
     return belongs(CohortRule.model_validate(rule), salt, client)
 
 
-def _active(tx: Tx, project_id: UUID) -> list[Candidate]:
-    query = select(Client.id, Client.name, Client.tags).where(
-        Client.project_id == project_id, Client.state == "active"
+class _Known(NamedTuple):
+    candidate: Candidate
+    name: str
+    active: bool
+
+
+def _clients(tx: Tx, project_id: UUID) -> list[_Known]:
+    query = select(Client.id, Client.name, Client.tags, Client.state).where(
+        Client.project_id == project_id
     )
-    return [Candidate(str(row.id), row.name, row.tags) for row in tx.session.execute(query)]
+    return [
+        _Known(Candidate(str(row.id), row.tags), row.name, row.state == "active")
+        for row in tx.session.execute(query)
+    ]
 
 
-def _chosen(cohort: Cohort, active: Sequence[Candidate]) -> list[Candidate]:
+def _chosen(cohort: Cohort, every: Sequence[_Known]) -> list[_Known]:
     rule = CohortRule.model_validate(cohort.rule)
-    return [each for each in active if belongs(rule, cohort.salt, each)]
+    return [each for each in every if each.active and belongs(rule, cohort.salt, each.candidate)]
 
 
-def _info(cohort: Cohort, active: Sequence[Candidate]) -> CohortInfo:
+def _info(cohort: Cohort, every: Sequence[_Known]) -> CohortInfo:
+    rule = CohortRule.model_validate(cohort.rule)
+    if rule.clients is not None:
+        names = sorted(each.name for each in every if each.candidate.id in rule.clients)
+        rule = CohortRule(clients=names)
     return CohortInfo(
         id=cohort.id,
         name=cohort.name,
-        rule=CohortRule.model_validate(cohort.rule),
+        rule=rule,
         salt=cohort.salt,
-        members=len(_chosen(cohort, active)),
+        members=len(_chosen(cohort, every)),
         created_at=cohort.created_at,
     )

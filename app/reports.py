@@ -10,7 +10,7 @@ from uuid import UUID
 
 from sqlalchemy import Select, select
 
-from app import checkins, ledger, runs
+from app import evaluations, ledger, runs
 from app.auth import Principal
 from app.db import Tx
 from app.errors import Missing
@@ -42,7 +42,7 @@ def evaluation_infos(tx: Tx, rows: Sequence[EvaluationRecord]) -> list[Evaluatio
         .where(EvaluationRecord.assignment_id.in_([row.assignment_id for row in rows]))
         .order_by(EvaluationRecord.created_at, EvaluationRecord.assignment_id)
     )
-    return [checkins.evaluation_document(*row) for row in tx.session.execute(query)]
+    return [evaluations.document(*row) for row in tx.session.execute(query)]
 
 
 def jobs(principal: Principal, state: str | None) -> Select[Job]:

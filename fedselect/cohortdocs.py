@@ -10,7 +10,7 @@ from datetime import datetime
 from typing import Annotated, Literal, Self
 from uuid import UUID
 
-from pydantic import Field, StringConstraints, model_validator
+from pydantic import ConfigDict, Field, StringConstraints, model_validator
 
 from fedselect.protocol import Answer, Name, Request, Tag, VersionInfo
 from fedselect.scalars import Real
@@ -23,6 +23,8 @@ Why = Annotated[
 
 class CohortRule(Request):
     """Who belongs to a cohort: clients by name, all with a tag, or a share of all."""
+
+    model_config = ConfigDict(json_schema_extra={"example": {"percent": 5}})
 
     clients: list[Name] | None = Field(None, min_length=1, max_length=10_000)
     tag: Tag | None = None
@@ -45,7 +47,7 @@ class CohortCreate(Request):
     """A named set of clients."""
 
     name: Name = Field(examples=["pilot-wards"])
-    rule: CohortRule = Field(examples=[{"percent": 5}])
+    rule: CohortRule
 
 
 class CohortInfo(Answer):

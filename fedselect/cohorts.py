@@ -32,14 +32,16 @@ class Candidate:
     """What a rule may look at in a client."""
 
     id: str
-    name: str
     tags: Sequence[str]
 
 
 def belongs(rule: CohortRule, salt: str, client: Candidate) -> bool:
-    """Whether a client is a member. A percentage that grows keeps everybody who was in."""
+    """Whether a client is a member; ``rule.clients`` are ids here, as the coordinator keeps them.
+
+    A percentage that grows keeps everybody who was in.
+    """
     if rule.clients is not None:
-        return client.name in rule.clients
+        return client.id in rule.clients
     if rule.tag is not None:
         return rule.tag in client.tags
     return place(salt, client.id) * 100 < Fraction(rule.percent or 0) * PLACES

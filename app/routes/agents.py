@@ -7,7 +7,7 @@ from uuid import UUID
 
 from fastapi import APIRouter
 
-from app import catalog, checkins, clients, completions, parts, reports, updates
+from app import catalog, checkins, clients, completions, evaluations, parts, reports, updates
 from app.auth import Scope
 from app.db import Tx
 from app.routes import ASSIGNMENT_STATE, problems
@@ -186,7 +186,7 @@ def complete(upload_id: UUID, call: Call = require(Scope.UPLOAD)) -> UploadStatu
 def evaluate(assignment_id: UUID, body: EvaluationReport, call: Call = OWN) -> Evaluation:
     """Numbers only; repeating it changes nothing."""
     return call.create(
-        body, lambda tx: checkins.evaluate(tx, call.who, assignment_id, body), Evaluation
+        body, lambda tx: evaluations.evaluate(tx, call.who, assignment_id, body), Evaluation
     )
 
 

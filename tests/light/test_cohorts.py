@@ -19,7 +19,7 @@ SHARES = st.lists(st.integers(1, 99), min_size=1, max_size=4, unique=True).map(s
 
 
 def client(number: int, *tags: str) -> Candidate:
-    return Candidate(f"id-{number}", f"ward-{number}", tags)
+    return Candidate(f"id-{number}", tags)
 
 
 def test_a_place_is_the_same_for_ever():
@@ -27,8 +27,8 @@ def test_a_place_is_the_same_for_ever():
     assert place("other", "id-1") != place("salt", "id-1") != place("salt", "id-2")
 
 
-def test_rules_by_name_and_by_tag():
-    named, tagged = CohortRule(clients=["ward-1"]), CohortRule(tag="site:a")
+def test_rules_by_client_and_by_tag():
+    named, tagged = CohortRule(clients=["id-1"]), CohortRule(tag="site:a")
     assert [belongs(named, "", client(n)) for n in (1, 2)] == [True, False]
     assert [belongs(tagged, "", client(1, *t)) for t in ((), ("b",), ("site:a", "b"))] == [0, 0, 1]
 

@@ -23,6 +23,7 @@ from .factories import (
     put,
     train,
 )
+from .rolling import World
 
 AGENTS = 5  # of a project that is larger than one with a single agent
 
@@ -130,6 +131,20 @@ def test_a_sweep_costs_the_same_however_many_take_part(project, counted):
             sweep.sweep(project.core)
         found.append(len(seen))
     assert found[0] == found[1], found
+
+
+def test_what_to_serve_costs_a_check_in_one_statement(project, counted):
+    world = World(project, count=4)
+    agent = make_client(project)
+    found = []
+    for prepare in (agent.check_in, world.set, world.set):
+        prepare()
+        with counted() as seen:
+            served = agent.check_in()["serving"]
+        found.append((served is not None, len(seen)))
+        make_clients(project, 2)
+    (_, without), *more = found
+    assert more == [(True, without + 1)] * 2
 
 
 LISTS = ["/v1/clients", "/v1/models", "/v1/runs", "/v1/jobs", "/v1/ledger/entries"]

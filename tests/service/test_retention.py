@@ -44,6 +44,21 @@ def test_nothing_young_goes(campaign):
     assert all(campaign.recomputable().values())
 
 
+def test_what_a_channel_points_at_or_can_go_back_to_is_kept(campaign, clock):
+    old = eager(campaign.core, retain_versions=30)
+    found = {each["number"]: each["id"] for each in campaign.versions()}
+    path = f"/v1/models/{campaign.model.id}/channels/stable"
+    for number in (1, 2):
+        body = {"version_id": found[number], "reason": "first"}
+        ok(campaign.project.owner.request("PUT", path, body))
+    clock.advance(91 * DAY)
+    retention.collect(old)
+    assert campaign.recomputable() == dict.fromkeys(range(4), True)
+    ok(campaign.project.owner.post(f"{path}/roll-back", {"reason": "back"}))
+    retention.collect(old)
+    assert campaign.recomputable() == {0: True, 1: True, 2: False, 3: True}
+
+
 def test_behind_the_window_only_what_is_pinned_stays_recomputable(campaign, clock):
     clock.advance(91 * DAY)
     retention.collect(campaign.core)

@@ -55,6 +55,22 @@ def test_cohorts_by_name_tag_and_share(project):
     refused(owner.post("/v1/cohorts", {"name": "x", "rule": {}}), 422, "request_invalid")
 
 
+def test_names_of_clients_are_not_kept_beside_them(project):
+    client = make_client(project)
+    body = {"name": "one", "rule": {"clients": [client.name]}}
+    cohort = ok(project.owner.post("/v1/cohorts", body), 201)
+    assert cohort["rule"]["clients"] == [client.name]
+    ok(project.owner.request("PATCH", f"/v1/clients/{client.id}", {"name": "renamed"}))
+    found = ok(project.owner.get(f"/v1/cohorts/{cohort['id']}"))
+    assert (found["rule"]["clients"], found["members"]) == (["renamed"], 1)
+    kept = project.sql("SELECT rule FROM cohorts WHERE project_id = :project")
+    written = project.sql("SELECT body FROM ledger_entries WHERE action = 'cohort.created'")
+    assert client.name not in repr([*kept, *written])
+    ok(project.owner.post(f"/v1/clients/{client.id}/erase"))
+    found = ok(project.owner.get(f"/v1/cohorts/{cohort['id']}"))
+    assert (found["rule"]["clients"], found["members"]) == ([f"erased-{client.id}"], 0)
+
+
 def test_a_run_of_a_cohort_asks_its_members_alone(project):
     inside, outside = make_clients(project, 2), make_client(project)
     rule = {"clients": [each.name for each in inside]}
