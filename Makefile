@@ -16,8 +16,12 @@ $(READY): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[torch,server,local,dev]'
 	touch $(READY)
 
-demo: $(READY)  ## ten agents, one coordinator, the whole job; TASK=watch|digits|fashion-mnist DATA=FOLDER KEEP=1 SAVE=FILE
+demo: $(READY)  ## ten agents, one coordinator, the whole job; TASK=watch|digits|fashion-mnist DATA=FOLDER KEEP=1 SAVE=FILE; SCENARIO=pilot
+ifeq ($(SCENARIO),pilot)
+	$(BIN)/python examples/pilot.py $(if $(KEEP),--keep) $(if $(SAVE),--save $(SAVE))
+else
 	$(BIN)/python examples/demo.py --task $(TASK) $(if $(DATA),--data $(DATA)) $(if $(KEEP),--keep) $(if $(SAVE),--save $(SAVE))
+endif
 
 test: $(READY)  ## the whole suite on real servers
 	$(BIN)/python -m pytest -n 2
@@ -38,8 +42,9 @@ audit: $(READY)  ## known vulnerabilities of what constraints.txt names; fails, 
 bench: $(READY)  ## speed, as ratios against named references; QUICK=1 (small, docs unchanged) ONLY=name
 	$(BIN)/python -m bench $(if $(QUICK),--quick) $(addprefix --only ,$(ONLY))
 
-openapi: $(READY)  ## write docs/openapi.json anew; BREAKING=1 if it is to break clients
+openapi: $(READY)  ## write docs/openapi.json and docs/pilot.schema.json anew; BREAKING=1 if it is to break clients
 	$(BIN)/python -m tests.contract $(if $(BREAKING),--breaking)
+	$(BIN)/fedselect pilot schema > docs/pilot.schema.json.new && mv docs/pilot.schema.json.new docs/pilot.schema.json
 
 format: $(READY)
 	$(BIN)/ruff check --fix .

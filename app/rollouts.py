@@ -75,7 +75,7 @@ def start(tx: Tx, principal: Principal, body: RolloutCreate) -> RolloutInfo:
         name=body.name,
         settings=body.model_dump(mode="json"),
         state=RolloutState.RUNNING.value,
-        reason="started by an administrator",
+        reason=body.reason,
         stage=0,
         stage_ends=tx.now,
         created_at=tx.now,

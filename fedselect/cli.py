@@ -2,8 +2,7 @@
 
 Owns the commands ``wire`` and ``audit`` (``admin`` is ``fedselect.admin``), the loading of the
 halves that register themselves in the entry-point group ``fedselect.commands``, and how errors
-look. Must not know training or the server: a half whose extra is not installed costs nothing but a
-hint.
+look. Must not know training or the server: a half that is not installed costs nothing but a hint.
 """
 
 from __future__ import annotations
@@ -125,9 +124,10 @@ def build(word: str | None = None) -> typer.Typer:
     app.add_typer(audit_app, name="audit")
     if word in {"wire", "audit", "--version"}:
         return app
-    from fedselect import admin  # with the HTTP client, which files and ledgers do not need
+    from fedselect import admin, pilot_cli  # with the HTTP client, which files do not need
 
     app.add_typer(admin.app, name="admin")
+    app.add_typer(pilot_cli.app, name="pilot")
     for point in sorted(entry_points(group=GROUP), key=lambda point: point.name):
         if _owner(word) in {None, point.name}:
             _load(app, point)

@@ -20,7 +20,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from fedselect.client import Client
+from fedselect.client import Client, Retries
 from fedselect.errors import FedSelectError
 from fedselect.keyoption import from_environment, typed
 from fedselect.profiles import Profile, read_key, read_profiles
@@ -104,30 +104,49 @@ def command(
     """
 
     def decorate(work: Work) -> Work:
-        def run(context: typer.Context, as_json: bool, **options: Any) -> None:
-            where = {name: options.pop(name) for name in OPTIONS}
-            given = Given(**where, server_typed=typed(context, "server"))
+        def run(given: Given, as_json: bool, **options: Any) -> None:
             with connect(given) as client:
                 show(work(client, **options), as_json=as_json, columns=columns, rows=rows)
 
-        own = list(inspect.signature(work, eval_str=True).parameters.values())[1:]
-        kind = inspect.Parameter.KEYWORD_ONLY
-        every = [
-            inspect.Parameter("context", kind, annotation=typer.Context),
-            *(p.replace(kind=kind) for p in own),
-            *(
-                inspect.Parameter(n, kind, annotation=annotation, default=default)
-                for n, (annotation, default) in OPTIONS.items()
-            ),
-            inspect.Parameter("as_json", kind, annotation=AsJson, default=False),
-        ]
-        run.__signature__ = inspect.Signature(every)  # type: ignore[attr-defined]  # what typer reads
-        run.__annotations__ = {p.name: p.annotation for p in every}
-        run.__doc__, run.__name__ = work.__doc__, work.__name__
-        place.command(name, rich_help_panel=panel)(run)
+        add(place, name, run, like=work, panel=panel)
         return work
 
     return decorate
+
+
+def add(
+    place: typer.Typer,
+    name: str,
+    run: Callable[..., None],
+    *,
+    like: Callable[..., Any],
+    panel: str | None = None,
+) -> None:
+    """Make a command of ``run(given, as_json, …)``.
+
+    Its help and its parameters are those of ``like``, whose first one is what ``run`` makes of
+    ``given``; the options that say where to are added.
+    """
+
+    def call(context: typer.Context, as_json: bool, **options: Any) -> None:
+        where = {name: options.pop(name) for name in OPTIONS}
+        run(Given(**where, server_typed=typed(context, "server")), as_json, **options)
+
+    own = list(inspect.signature(like, eval_str=True).parameters.values())[1:]
+    kind = inspect.Parameter.KEYWORD_ONLY
+    every = [
+        inspect.Parameter("context", kind, annotation=typer.Context),
+        *(p.replace(kind=kind) for p in own),
+        *(
+            inspect.Parameter(n, kind, annotation=annotation, default=default)
+            for n, (annotation, default) in OPTIONS.items()
+        ),
+        inspect.Parameter("as_json", kind, annotation=AsJson, default=False),
+    ]
+    call.__signature__ = inspect.Signature(every)  # type: ignore[attr-defined]  # what typer reads
+    call.__annotations__ = {p.name: p.annotation for p in every}
+    call.__doc__, call.__name__ = like.__doc__, like.__name__
+    place.command(name, rich_help_panel=panel)(call)
 
 
 def group(text: str) -> typer.Typer:
@@ -176,7 +195,7 @@ def read_json(path: Path) -> dict[str, Any]:
 # --- where to ----------------------------------------------------------------------------------
 
 
-def connect(given: Given) -> Client:
+def connect(given: Given, *, retries: Retries | None = None) -> Client:
     """A client for what the options, the environment and the profiles say.
 
     A profile that is named beats the environment: its key goes to no other server, and no other key
@@ -210,7 +229,7 @@ def connect(given: Given) -> Client:
         project = str(UUID(project)) if project else None
     except ValueError:
         raise FedSelectError("a project's id is a UUID", code="project_invalid") from None
-    return Client(server, key=key, project=project)
+    return Client(server, key=key, project=project, retries=retries)
 
 
 def _profile(given: Given) -> Profile | None:

@@ -14,6 +14,7 @@ from uuid import UUID
 
 from pydantic import Field, field_validator
 
+from fedselect.cohortdocs import Why
 from fedselect.protocol import Answer, Name, Request
 from fedselect.reportdoc import Interval
 from fedselect.scalars import Flag, Real, Whole
@@ -95,6 +96,8 @@ class RolloutCreate(Request):
     stage_seconds: Whole = Field(
         3600, ge=1, le=90 * 86_400, description="How long a stage waits for evaluations."
     )
+
+    reason: Why = Field("started by an administrator", description="Kept in the ledger.")
 
     @field_validator("stages")
     @classmethod

@@ -53,7 +53,11 @@ ROOMS = {
                 f"fedselect/{name}.py"
                 for name in ("dryrun", "gathering", "holdout", "modelspace", "moves")
             ),
-            *("fedselect/*_cli.py", "fedselect/tasks/*"),
+            *(
+                f"fedselect/{name}_cli.py"
+                for name in ("agent", "estimate", "explain", "learning", "versions")
+            ),
+            "fedselect/tasks/*",
         ),
         ours=("light", "kernels", "learning"),
         libraries=LIGHT | {"torch", "sklearn", "seglearn", "scipy"},
@@ -85,6 +89,7 @@ EXTRA_LIBRARIES = {  # single files that may use more than their room
     "fedselect/admin*.py": {"typer"},
     "fedselect/remote.py": {"typer", "rich"},
     "fedselect/keyoption.py": {"typer"},
+    "fedselect/yamlfile.py": {"yaml"},
     "app/cli.py": {"alembic"},
     "app/jobs.py": {"celery"},
     "app/tracing.py": {"opentelemetry"},

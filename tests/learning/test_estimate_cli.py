@@ -6,9 +6,9 @@ import pytest
 from learning_tasks import BlobTask, mlp
 from typer.testing import CliRunner
 
+from fedselect.amounts import duration, size
 from fedselect.cli import build
 from fedselect.errors import FedSelectError, SettingsError
-from fedselect.estimate_cli import duration, size
 from fedselect.estimatedocs import Estimate
 from fedselect.training import TorchLearner
 

@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
+from functools import partial
 
+import httpx
 import pytest
+from typer.testing import CliRunner
 
 from app import gauges, wiring
 from app.cli import migrate
 from app.main import create_app
 from app.wiring import Coordinator
+from fedselect import remote
+from fedselect.cli import build
+from fedselect.client import Client
 
 from .factories import Project, TestClient, make_project
 
@@ -81,3 +88,45 @@ def project(core: Coordinator, api: TestClient) -> Project:
 def other(core: Coordinator, api: TestClient) -> Project:
     """Another tenant."""
     return make_project(core, api)
+
+
+# --- the command line --------------------------------------------------------------------------
+
+
+@pytest.fixture
+def asked():
+    """Where to and with which headers the command line sent each request."""
+    return []
+
+
+@pytest.fixture
+def terminal(project, asked, monkeypatch, tmp_path):
+    """Run ``fedselect …`` with the owner's key; what it prints, read if it is to be JSON."""
+
+    def ask(request: httpx.Request) -> httpx.Response:
+        asked.append((str(request.url.copy_with(path="", query=None)), dict(request.headers)))
+        if request.url.host not in {"coordinator", "elsewhere"}:  # the store
+            with httpx.Client(trust_env=False) as store:
+                found = store.send(request)
+        else:
+            found = project.api.request(
+                request.method,
+                request.url.raw_path.decode(),
+                headers=dict(request.headers),
+                content=request.content,
+            )
+        return httpx.Response(found.status_code, headers=found.headers, content=found.content)
+
+    monkeypatch.setattr(remote, "Client", partial(Client, transport=httpx.MockTransport(ask)))
+    monkeypatch.setenv("FEDSELECT_SERVER", "http://coordinator")
+    monkeypatch.setenv("FEDSELECT_KEY", project.owner.key or "")
+    monkeypatch.setenv("FEDSELECT_PROFILES", str(tmp_path / "profiles.toml"))
+
+    def run(*words: object, code: int = 0, text: str | None = None):
+        found = CliRunner().invoke(build(str(words[0])), [*map(str, words)], input=text)
+        assert found.exit_code == code, (found.output, found.exception)
+        if code:
+            return found
+        return json.loads(found.stdout) if "--json" in words else found.stdout
+
+    return run

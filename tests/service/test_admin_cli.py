@@ -11,14 +11,10 @@ from functools import partial
 from pathlib import Path
 from uuid import uuid4
 
-import httpx
 import pytest
 import safetensors.numpy
-from typer.testing import CliRunner
 
 from fedselect import remote, wire
-from fedselect.cli import build
-from fedselect.client import Client
 from fedselect.errors import FedSelectError
 from fedselect.profiles import Profile, Profiles, read_profiles, write_profiles
 
@@ -30,45 +26,9 @@ SERVER = "http://coordinator"
 
 
 @pytest.fixture
-def asked():
-    """The headers of every request that was sent."""
-    return []
-
-
-@pytest.fixture
-def admin(project, asked, monkeypatch, tmp_path):
+def admin(terminal):
     """Run ``fedselect admin …``; what it prints as JSON, if it is to."""
-
-    def ask(request: httpx.Request) -> httpx.Response:
-        asked.append((str(request.url.copy_with(path="", query=None)), dict(request.headers)))
-        if request.url.host not in {"coordinator", "elsewhere"}:  # the store
-            with httpx.Client(trust_env=False) as store:
-                found = store.send(request)
-                return httpx.Response(
-                    found.status_code, headers=found.headers, content=found.content
-                )
-        found = project.api.request(
-            request.method,
-            request.url.raw_path.decode(),
-            headers=dict(request.headers),
-            content=request.content,
-        )
-        return httpx.Response(found.status_code, headers=found.headers, content=found.content)
-
-    monkeypatch.setattr(remote, "Client", partial(Client, transport=httpx.MockTransport(ask)))
-    monkeypatch.setenv("FEDSELECT_SERVER", SERVER)
-    monkeypatch.setenv("FEDSELECT_KEY", project.owner.key or "")
-    monkeypatch.setenv("FEDSELECT_PROFILES", str(tmp_path / "profiles.toml"))
-    app = build("admin")
-
-    def run(*words: object, code: int = 0, text: str | None = None):
-        found = CliRunner().invoke(app, ["admin", *map(str, words)], input=text)
-        assert found.exit_code == code, (found.output, found.exception)
-        if code:
-            return found
-        return json.loads(found.stdout) if "--json" in words else found.stdout
-
-    return run
+    return partial(terminal, "admin")
 
 
 def keep_key(path: Path, key: str, mode: int = 0o600) -> Path:
