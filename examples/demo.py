@@ -38,7 +38,7 @@ from fedselect.client import Client
 from fedselect.effects import WORSE_POINTS
 from fedselect.errors import FedSelectError
 from fedselect.evaluations import Evaluation
-from fedselect.protocol import ModelCreate, RunCreate, RunInfo
+from fedselect.protocol import ModelCreate, ModelInfo, RunCreate, RunInfo
 from fedselect.recompute import manifest_digest, recompute
 from fedselect.reportpage import page
 from fedselect.tasks import example_clients, load_task
@@ -66,11 +66,16 @@ class Demo:
     admin: Client
     project: str
     data: tuple[str, ...] = ()  # task options that say where the data is
+    stay: bool = False  # agents go on when a run has ended
 
     @property
     def rounds(self) -> int:
         """Rounds of the run."""
         return self.settings.rounds
+
+    def folder(self, site: str) -> Path:
+        """Where a site's agent keeps its key and its personal parameters."""
+        return self.root / "agents" / self.project / site
 
     def learner(self) -> TorchLearner:
         """A learner of the first site: all sites have the same model."""
@@ -129,8 +134,8 @@ def demo_settings(rounds: int, clients: int = CLIENTS) -> RunSettings:
     )
 
 
-def register_model(demo: Demo) -> RunInfo:
-    """Register the model with its initial weights, and a run on it."""
+def add_model(demo: Demo) -> ModelInfo:
+    """Register the model with its initial weights."""
     learner = demo.learner()
     space = learner.space
     model = demo.admin.create_model(ModelCreate(name=demo.task, space=space.to_json()))
@@ -141,6 +146,12 @@ def register_model(demo: Demo) -> RunInfo:
         upload = demo.admin.upload(upload.id)
     if upload.state != "accepted":
         raise FedSelectError(f"the initial weights were refused: {upload.reason} {upload.detail}")
+    return model
+
+
+def register_model(demo: Demo) -> RunInfo:
+    """Register the model, and a run on it."""
+    model = add_model(demo)
     run = RunCreate(name=demo.task, model_id=model.id, settings=demo.settings)
     return demo.admin.create_run(run)
 
@@ -154,9 +165,10 @@ def start_agent(demo: Demo, name: str, token: str) -> subprocess.Popen[bytes]:
     """One site's own process; started again with the same folder it goes on where it was."""
     spec, arguments = demo.sites[name]
     pairs = task_options(arguments)
-    state = demo.root / "agents" / demo.project / name
+    state = demo.folder(name)
     command = [FEDSELECT, "agent", "--server", demo.url, "--task", spec, *pairs]
-    command += ["--name", name, "--state", str(state), "--until-finished"]
+    command += ["--name", name, "--state", str(state)]
+    command += [] if demo.stay else ["--until-finished"]
     (demo.root / "logs").mkdir(parents=True, exist_ok=True)
     with (demo.root / "logs" / f"agent-{name}.log").open("ab") as log:
         environment = {**os.environ, "FEDSELECT_TOKEN": token}  # never on the command line
