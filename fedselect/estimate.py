@@ -431,7 +431,7 @@ def _assumptions(asked: EstimateCreate, plan: _Plan) -> list[str]:
         (asked.elements is not None, "The whole model is one tensor that may turn personal."),
         (
             plan.settings.policy.personal == "learned",
-            "Masks grow as the policy allows; elements that never move stay shared.",
+            "Masks turn as the policy and every gate allow; what never moves stays shared.",
         ),
         (plan.gap > 1, "Participations are spread evenly over the clients and the run."),
         (

@@ -323,8 +323,8 @@ LATE = frozenset(  # they share first
 )
 
 
-def preset(name: str, *, rounds: int | None = None, **changes: Any) -> Policy:
-    """A named policy, with single settings changed.
+def preset(name: str, /, *, rounds: int | None = None, **changes: Any) -> Policy:
+    """A named policy, with single settings changed; another ``name``, too.
 
     In a run of so many ``rounds``, those of ``LATE`` share first and personalize from the middle
     on; without them they do not wait.

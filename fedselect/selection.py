@@ -128,7 +128,7 @@ def _reversed(scores: Ranks) -> Ranks:
 
 
 def _joined(parts: Sequence[npt.NDArray[Any]]) -> npt.NDArray[Any]:
-    return parts[0].copy() if len(parts) == 1 else np.concatenate(parts)
+    return parts[0] if len(parts) == 1 else np.concatenate(parts)
 
 
 def _parts(group: Group) -> Iterator[tuple[Slot, slice]]:

@@ -172,6 +172,7 @@ def test_presets_carry_their_name(name):
     assert preset(name).name == name
     assert preset_run(name, rounds=60).policy.name == name
     assert preset(name, growth=0.5).growth == 0.5
+    assert preset(name, name="arm-b").name == "arm-b"
 
 
 def test_what_the_presets_are():

@@ -7,8 +7,8 @@ from __future__ import annotations
 import pytest
 from learning.learning_tasks import Awkward, BlobTask
 
-from fedselect import Mask, RoundPolicy, Training, preset_run
-from fedselect.policies import PRESETS, Reporting
+from fedselect import Mask, Policy, RoundPolicy, Training, preset, preset_run
+from fedselect.policies import PRESETS, Reporting, Wire
 from fedselect.simulate import sampled, simulate
 from fedselect.space import Role
 
@@ -92,6 +92,31 @@ def test_a_preset_does_what_it_is_named_for_and_is_simulated_to_the_bit(name, pr
         assert check_gates(report, result) == (name == "fisher-gate")
 
 
+@pytest.mark.parametrize(
+    "policy",
+    [
+        Policy(score="drift", scope="row", elements="all", growth=0.2, interval=2, window=2),
+        Policy(direction="release", scope="global", growth=0.5, limit=0.1, interval=2),
+        preset("fedper-late", start_round=4, window=2, gate="holdout", name="head-gate"),
+    ],
+    ids=["rows", "release", "gated head"],
+)
+def test_other_parts_fit_together_in_runs_of_deltas(policy, project, tmp_path):
+    names = sorted(tasks())
+    rule = settings("fedavg", rounds=6, policy=policy, wire=Wire(encoding="int8"))
+    with federation(project, tasks(), tmp_path) as sites:
+        run = sites.run(rule)
+        sites.play(rule, lambda number, names: names, names)
+        sites.evaluate(names)
+        result = simulate(tasks(), rule)
+        assert sites.versions(run) == result.versions
+        for site in names:
+            assert same(sites.state(site, run), result.states[site])
+    first = policy.first_mask(result.space)
+    changed = {s.merge_mask != first or bool(s.gated) for s in result.states.values()}
+    assert changed == {True}
+
+
 def check_gates(report, result):
     """The report of the run says who was gated."""
     told = {client["name"]: client["gated"] for client in report["clients"]}
@@ -104,11 +129,10 @@ def check_gates(report, result):
     return None not in told.values()
 
 
-@pytest.mark.parametrize("name", ["fedselect", "fisher-gate"])
-def test_three_of_ten_a_round_and_one_that_joins_late(name, project, tmp_path):
+def test_three_of_ten_a_round_and_one_that_joins_late(project, tmp_path):
     """Clocks and references are a client's own; who comes late starts from the shared model."""
-    policy = preset_run(name, rounds=24).policy.model_copy(update={"start_round": 2, "window": 2})
-    rule = settings(name, goal=3, rounds=24, policy=policy)
+    policy = preset("fisher-gate", start_round=2, window=2)
+    rule = settings("fedavg", goal=3, rounds=24, policy=policy)
     everybody, late = sorted(tasks(10)), "site-9"
     draw = sampled(0.3, seed=4)
 
