@@ -42,12 +42,12 @@ def sweep(core: Coordinator) -> None:
         for run_id in sorted(ablating):
             with logs.about(run=run_id), core.db.transaction(ACTOR, "sweep.ablations") as tx:
                 rounds.expire_ablations(tx, run_id)
-        for rollout_id in rolling:
-            with core.db.transaction(ACTOR, "sweep.step_rollout") as tx:
-                rollouts.step(tx, rollout_id)
         if forgotten:
             core.bell.ring(forgotten)
         retention.finish_begun(core)
+        for rollout_id in rolling:
+            with core.db.transaction(ACTOR, "sweep.step_rollout") as tx:
+                rollouts.step(tx, rollout_id)
         if forgotten:
             log.info("rang again for %d jobs", len(forgotten))
 
