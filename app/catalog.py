@@ -104,13 +104,14 @@ def run_of(tx: Tx, arm_id: UUID) -> UUID:
 
 
 def get_model(tx: Tx, principal: Principal, model_id: UUID, *, lock: bool = False) -> Model:
-    """A model of the principal's project.
+    """A model of the principal's project; ``lock`` it, while rows may go on to point at it.
 
     Raises:
         Missing: there is none.
     """
     query = select(Model).where(Model.id == model_id, Model.project_id == principal.project_id)
-    model = tx.session.scalars(query.with_for_update() if lock else query).first()
+    query = query.with_for_update(key_share=True) if lock else query
+    model = tx.session.scalars(query).first()
     if model is None:
         raise Missing(f"there is no model {model_id} in this project")
     return model

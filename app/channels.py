@@ -132,7 +132,8 @@ def roll_back(tx: Tx, channel: Channel | None, *, reason: str) -> Channel:
 
 def promote(tx: Tx, rollout: Rollout, *, reason: str) -> None:
     """Point a rollout's channel at its candidate; the rollout's row is locked."""
-    tx.session.execute(select(Model.id).where(Model.id == rollout.model_id).with_for_update())
+    model = select(Model.id).where(Model.id == rollout.model_id)
+    tx.session.execute(model.with_for_update(key_share=True))
     place = (rollout.model_id, rollout.channel)
     channel = tx.session.get_one(Channel, place, populate_existing=True)
     _point(tx, channel, rollout.version_id, reason=reason)

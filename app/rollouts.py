@@ -280,7 +280,8 @@ def _lock_runs(tx: Tx, rollout: Rollout) -> list[Run]:
 
 
 def _locked(tx: Tx, rollout_id: UUID) -> Rollout:
-    query = select(Rollout).where(Rollout.id == rollout_id).with_for_update()
+    # Evaluations that point at it may come in: their transactions hold the run that we lock next.
+    query = select(Rollout).where(Rollout.id == rollout_id).with_for_update(key_share=True)
     return tx.session.scalars(query, execution_options={"populate_existing": True}).one()
 
 

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+from uuid import UUID
 
 import pytest
+from sqlalchemy import text
 
+from app import channels, rollouts
+from app.tables import Rollout
 from workers import sweep
 
 from .factories import (
@@ -338,6 +342,21 @@ def test_promoting_and_rolling_back_at_once_give_one_result(world):
         wanted = 2 if state == "promoted" else 1
         assert state in {"promoted", "rolled_back"}
         assert {world.served(each) for each in world.clients.values()} == {("stable", wanted)}
+
+
+@pytest.mark.parametrize("table", ["models", "rollouts"])
+def test_its_locks_keep_nobody_from_pointing_at_what_it_locks(world, table):
+    """Who publishes a version or reports an evaluation holds the run that a rollout locks next."""
+    rollout = world.start(**FEW)
+    found = {"models": world.model.id, "rollouts": rollout["id"]}[table]
+    core = world.project.core
+    with core.db.transaction("test", "test") as tx:
+        rollouts._locked(tx, UUID(rollout["id"]))
+        channels.promote(tx, tx.session.get_one(Rollout, UUID(rollout["id"])), reason="x")
+        with core.db.transaction("test", "test") as other:
+            other.session.execute(text("SET LOCAL lock_timeout = '5s'"))
+            pointing = text(f"SELECT 1 FROM {table} WHERE id = :id FOR KEY SHARE")
+            assert other.session.scalar(pointing, {"id": found}) == 1
 
 
 def test_two_sweeps_judge_a_stage_once(world):
