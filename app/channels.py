@@ -11,11 +11,21 @@ from uuid import UUID
 
 from sqlalchemy import ScalarSelect, Select, and_, case, exists, extract, func, select
 
-from app import catalog, cohorts, ledger
+from app import arms, catalog, cohorts, ledger
 from app.auth import Principal
 from app.db import Tx
 from app.errors import Conflict, Invalid, Missing
-from app.tables import Channel, Client, Cohort, Model, Rollout, RolloutClient, Version
+from app.tables import (
+    Arm,
+    Channel,
+    Client,
+    Cohort,
+    Model,
+    Rollout,
+    RolloutClient,
+    Run,
+    Version,
+)
 from fedselect.checkindocs import Serving
 from fedselect.cohortdocs import ChannelInfo, ChannelMove
 from fedselect.cohorts import Candidate
@@ -224,11 +234,21 @@ def serving(tx: Tx, found: list[dict[str, Any]] | None, client: Candidate) -> Se
     model = max(mine, key=lambda each: (each["moved"], each["model"]))["model"]
     # "pilot" stands before "stable" in the alphabet, too.
     chosen = min((e for e in mine if e["model"] == model), key=lambda each: str(each["channel"]))
-    query = select(Version, Model.space_digest).join(Model, Model.id == Version.model_id)
-    version, digest = tx.session.execute(query.where(Version.id == UUID(chosen["version"]))).one()
-    return Serving(
-        channel=chosen["channel"],
-        arm_id=version.arm_id,
-        version=catalog.version_info(version),
-        space_digest=digest,
+    version = tx.session.get_one(Version, UUID(chosen["version"]))
+    return as_served(tx, chosen["channel"], version)
+
+
+def as_served(tx: Tx, channel: str, version: Version) -> Serving:
+    """A version of a channel as its clients are told of it."""
+    query = select(Model.space_digest, Arm.id, Run).join(Run, Run.model_id == Model.id)
+    query = query.join(Arm, Arm.run_id == Run.id).where(Arm.id == version.arm_id)
+    digest, arm_id, run = tx.session.execute(query).one()
+    return Serving.model_validate(
+        {
+            "channel": channel,
+            "arm_id": arm_id,
+            "version": catalog.version_info(version),
+            "space_digest": digest,
+            "settings": arms.settings_of(tx, run, arm_id).model_dump(mode="json"),
+        }
     )

@@ -15,7 +15,7 @@ from uuid import UUID
 from sqlalchemy import ColumnElement, Select, bindparam, exists, func, or_, select, true
 from sqlalchemy.orm import aliased
 
-from app import arms, catalog, channels, cohorts, rounds
+from app import arms, catalog, channels, cohorts, rollouts, rounds
 from app.auth import Principal
 from app.db import Tx, among, per_thread
 from app.errors import Missing
@@ -349,6 +349,7 @@ def _document(
         origin=catalog.version_info(catalog.origin_version(tx, assignment.arm_id)),
         mask=MaskInfo(version=mask.number, sha256=mask.sha256) if mask else None,
         deadline=assignment.deadline,
+        against=rollouts.before(tx, assignment),
     )
 
 

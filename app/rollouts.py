@@ -33,6 +33,7 @@ from app.tables import (
     Version,
 )
 from fedselect import gates
+from fedselect.checkindocs import Serving
 from fedselect.cohorts import Groups, split
 from fedselect.evaluations import EvaluationReport
 from fedselect.gates import Observation, Observed
@@ -257,6 +258,17 @@ def _enter(tx: Tx, rollout: Rollout, decided: RolloutDecided) -> None:
         rollout.ended_at = tx.now
     if decided.to is RolloutState.PROMOTED:
         channels.promote(tx, rollout, reason=f"rollout {rollout.name}: {decided.reason}"[:500])
+
+
+def before(tx: Tx, assignment: Assignment) -> Serving | None:
+    """What an evaluation is compared with: the channel's version, where the gates ask for that."""
+    if assignment.rollout_id is None:
+        return None
+    rollout = tx.session.get_one(Rollout, assignment.rollout_id)
+    if _settings(rollout).gates.baseline != "before":
+        return None
+    old = tx.session.get_one(Version, rollout.old_version_id)
+    return channels.as_served(tx, rollout.channel, old)
 
 
 def _end_evaluations(tx: Tx, rollout: Rollout, reason: str) -> None:

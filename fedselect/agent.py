@@ -8,17 +8,17 @@ update was accepted and its round published. Must not import torch, sleep or rea
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from enum import StrEnum
 from typing import Any
 
 from pydantic import ValidationError
 
-from fedselect import __version__
+from fedselect import __version__, outcomes
 from fedselect.agent_state import AgentFolder, Arm
 from fedselect.agentdocs import Credentials, Delivery, Tentative
-from fedselect.checkindocs import Assignment, CheckInAnswer, Outcome
+from fedselect.checkindocs import Assignment, CheckInAnswer, Serving
 from fedselect.client import Client
 from fedselect.deltas import DELTA_ENCODINGS
 from fedselect.errors import (
@@ -33,9 +33,18 @@ from fedselect.evaluations import EvaluationReport
 from fedselect.exchange import STORE_REFUSED, TRANSIENT, Retries
 from fedselect.feedback import write_update
 from fedselect.fetching import Versions
-from fedselect.lifecycle import SETTLED_ASSIGNMENTS, AssignmentState, RoundState, RunState
-from fedselect.personal import Explainer, Learner, Participation, PersonalState, derive_seed
+from fedselect.lifecycle import RunState
+from fedselect.personal import (
+    Explainer,
+    Learner,
+    Participation,
+    PersonalState,
+    Score,
+    derive_seed,
+)
 from fedselect.protocol import Registration
+from fedselect.space import FloatVector
+from fedselect.switching import Switch
 from fedselect.wire import UpdateMeta
 from fedselect.witness import Witness
 
@@ -43,9 +52,6 @@ ENCODINGS = ("f32", *DELTA_ENCODINGS)
 KINDS = ("train", "evaluate", "ablate")
 # What makes this client unable to do one assignment, and leaves everything else as it was.
 _UNABLE = (TrainingError, SpaceError, MaskError, WireError)
-_LOST_ASSIGNMENTS = SETTLED_ASSIGNMENTS - {AssignmentState.ACCEPTED}
-# Not a failed one: it may be tried again, and publish with this very update.
-_LOST_ROUNDS = frozenset({RoundState.ABANDONED, RoundState.CANCELLED})
 _ENDED_RUNS = frozenset({RunState.FINISHED, RunState.STOPPED})
 _INVALID = frozenset({400, 413, 422})  # the same request would be refused again
 
@@ -58,6 +64,7 @@ class StepOutcome(StrEnum):
     COMMITTED = "committed"  # the tentative work counts
     DISCARDED = "discarded"  # the tentative work counts for nothing
     EVALUATED = "evaluated"
+    SERVING = "serving"  # another version is served from now on
     ABLATED = "ablated"  # it was said what the personal part is worth
     DECLINED = "declined"  # this client could not do its assignment
     FINISHED = "finished"  # the run has ended and nothing is pending
@@ -139,6 +146,7 @@ class Agent:
         folder.meter = client.control.take
         folder.keep_space(learner.space)
         self._versions = Versions(client, folder, learner.space)
+        self._switch = Switch(folder, learner, self._versions, name=name)
 
     def run(
         self,
@@ -196,11 +204,13 @@ class Agent:
             wait = self._patience.backoff(1)
             return Step(StepOutcome.DISCARDED, wait, tentative.round, str(error))
         work, wait = answer.assignment, self._pause(answer)
-        ended = list(_ended(pending, answer))
+        ended = list(outcomes.ended(pending, answer))
         self._witness.see(answer.checkpoint, working=bool(ended) or work is not None)
         if ended:
             more = work is not None or len(ended) > 1
             return _settle(ended[0], wait=0.0 if more else wait)
+        if answer.serving is not None and self._switch.due(answer.serving):
+            return self._serve(answer.serving, wait=0.0 if work is not None else wait)
         if work is not None:
             return self._take(work, pending, wait=wait)
         if answer.unreadable is not None:
@@ -226,6 +236,18 @@ class Agent:
 
     def _pause(self, answer: CheckInAnswer) -> float:
         return self._rng.uniform(answer.retry_after_min, answer.retry_after_max)
+
+    def _serve(self, wanted: Serving, *, wait: float) -> Step:
+        """Serve what the coordinator says; what cannot be served leaves all as it was."""
+        which = f"version {wanted.version.number} of {wanted.channel}"
+        try:
+            self._switch.to(wanted)
+        except (*_UNABLE, ServiceError) as error:
+            if getattr(error, "status", None) in TRANSIENT:
+                raise
+            self._switch.give_up(wanted)
+            return Step(StepOutcome.WAITING, wait, detail=f"{which} is not served: {error}")
+        return Step(StepOutcome.SERVING, wait, detail=which)
 
     # --- tentative work ------------------------------------------------------------------------
 
@@ -259,8 +281,8 @@ class Agent:
             if error.status in _INVALID and error.code != STORE_REFUSED:
                 return self._decline(work, str(error), wait=wait)
             raise
-        detail = f"{again} bytes were sent again" if again else ""
-        return Step(StepOutcome.TRAINED, wait, tentative.round, detail)
+        said = f"{again} bytes were sent again" if again else ""
+        return Step(StepOutcome.TRAINED, wait, tentative.round, said)
 
     # --- new work ------------------------------------------------------------------------------
 
@@ -321,11 +343,11 @@ class Agent:
 
     def _evaluate(self, arm: Arm, work: Assignment, *, wait: float) -> Step:
         space, settings = self._learner.space, work.run.settings
-        base, origin = self._versions.base(arm, work), self._versions.origin(arm, work)
-        state = self._committed(arm)
-        if state is None:
-            state = PersonalState.start(base, settings.policy.first_mask(space))
-        scores = self._learner.evaluate(state, base, settings=settings, origin=origin)
+        base, state = self._versions.base(arm, work), self._committed(arm)
+        if work.against is not None or state is None:
+            state = self._switch.state(work.arm_id, work.base.sha256) or state
+        state = state or PersonalState.start(base, settings.policy.first_mask(space))
+        scores = self._scores(arm, work, state, base)
         arm.tally()
         report = {
             "scores": {name: asdict(score) for name, score in scores.items()},
@@ -340,18 +362,26 @@ class Agent:
             "divergence": self._versions.divergence(arm, state, base),
             "labels": self._explainer.labels() if self._explainer is not None else None,
         }
-        least = settings.report.min_examples
-        self._client.evaluate(work.id, _report(report).withholding(least))
+        self._client.evaluate(work.id, _report(report).withholding(settings.report.min_examples))
         return Step(StepOutcome.EVALUATED, wait)
+
+    def _scores(
+        self, arm: Arm, work: Assignment, state: PersonalState, base: FloatVector
+    ) -> dict[str, Score]:
+        settings = work.run.settings
+        if work.against is None:
+            origin = self._versions.origin(arm, work)
+            return self._learner.evaluate(state, base, settings=settings, origin=origin)
+        models = ("post", state.personalized(base)), ("before", self._switch.model(work.against))
+        return self._learner.scores(models, own="post", settings=settings)
 
     def _ablate(self, arm: Arm, work: Assignment, *, wait: float) -> Step:
         base, state = self._versions.base(arm, work), self._committed(arm)
         if state is None or self._explainer is None:
             raise TrainingError("nothing of this run's model is this client's own")
-        settings = work.run.settings
-        found = self._explainer.ablate(state, base, settings=settings)
+        found = self._explainer.ablate(state, base, settings=work.run.settings)
         arm.tally()
-        self._client.ablate(work.id, found.withholding(settings.report.min_examples))
+        self._client.ablate(work.id, found.withholding(work.run.settings.report.min_examples))
         return Step(StepOutcome.ABLATED, wait)
 
     def _decline(self, work: Assignment, reason: str, *, wait: float) -> Step:
@@ -392,41 +422,11 @@ def _is_final(error: ServiceError) -> bool:
     return error.status in {401, 403} and not passing
 
 
-@dataclass(frozen=True, slots=True)
-class _End:
-    """Tentative work that is over, and whether it counts."""
-
-    arm: Arm
-    tentative: Tentative
-    outcome: Outcome
-    counts: bool
-
-
-def _ended(pending: Sequence[tuple[Arm, Tentative]], answer: CheckInAnswer) -> Iterator[_End]:
-    """Of the tentative work, what the answer knows the end of."""
-    told = [answer.pending, *answer.outcomes]
-    outcomes = {outcome.assignment_id: outcome for outcome in told if outcome is not None}
-    for arm, tentative in pending:
-        outcome = outcomes.get(tentative.assignment)
-        counts = None if outcome is None else _verdict(outcome)
-        if outcome is not None and counts is not None:
-            yield _End(arm, tentative, outcome, counts)
-
-
-def _verdict(outcome: Outcome) -> bool | None:
-    """Whether the work counts; None: that is not known yet."""
-    if outcome.state in _LOST_ASSIGNMENTS or outcome.round_state in _LOST_ROUNDS:
-        return False
-    if outcome.state is AssignmentState.ACCEPTED and outcome.round_state is RoundState.PUBLISHED:
-        return True
-    return None
-
-
 def _not_over(number: int, wait: float) -> Step:
     return Step(StepOutcome.WAITING, wait, number, "the round is not over")
 
 
-def _settle(end: _End, *, wait: float) -> Step:
+def _settle(end: outcomes.End, *, wait: float) -> Step:
     tentative, outcome = end.tentative, end.outcome
     if end.counts:
         end.arm.commit(tentative)

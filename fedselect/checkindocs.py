@@ -82,6 +82,21 @@ class DeltaDownload(Answer):
 Kind = Literal["train", "evaluate", "ablate"]
 
 
+class Serving(Answer):
+    """The version that a client should serve now, because a channel or a rollout says so."""
+
+    channel: Literal["stable", "pilot"]
+    arm_id: UUID = Field(description="Whose personal part goes with it.")
+    version: VersionInfo
+    space_digest: str
+    # Not ``RunSettings``: those of a later release must not make the whole answer unreadable.
+    settings: dict[str, Any] = Field(
+        {},
+        description="Settings of that arm: a client without a personal part in it trains one "
+        "participation with them before it serves, and sends nothing of that.",
+    )
+
+
 class Assignment(Answer):
     """Work for one client: train in a round, evaluate a version, or score it without its own part.
 
@@ -105,6 +120,11 @@ class Assignment(Answer):
     origin: VersionInfo = Field(description="The arm's version 0.")
     mask: MaskInfo | None
     deadline: datetime
+    against: Serving | None = Field(
+        None,
+        description="In a rollout: score `base` as it is served as `post`, and this version, the "
+        "channel's, as it is served as `before`, on the same examples.",
+    )
 
 
 class Outcome(Answer):
@@ -114,15 +134,6 @@ class Outcome(Answer):
     state: AssignmentState
     round_state: RoundState | None
     reason: str | None = None
-
-
-class Serving(Answer):
-    """The version that a client should serve now, because a channel or a rollout says so."""
-
-    channel: Literal["stable", "pilot"]
-    arm_id: UUID = Field(description="Whose personal part goes with it.")
-    version: VersionInfo
-    space_digest: str
 
 
 class CheckInAnswer(Answer):

@@ -48,7 +48,7 @@ class ScoreReport(Request):
 class EvaluationReport(Request):
     """Numbers only: scores by what was evaluated, and what the client spent."""
 
-    scores: dict[Literal["local_only", "start", "global", "pre", "post"], ScoreReport]
+    scores: dict[Literal["local_only", "start", "global", "pre", "post", "before"], ScoreReport]
     participations: Count
     personal_share: Real = Field(ge=0, le=1, allow_inf_nan=False)
     bytes_sent: Count = Field(description="Update files, as sent.")

@@ -66,6 +66,13 @@ class Versions:
         """The arm's version 0, shape (D,); see :meth:`base`."""
         return self._bring(arm, work.origin, [])
 
+    def file(self, arm: Arm, version: VersionInfo) -> bytes:
+        """The bytes of a version file, for whoever keeps it elsewhere; see :meth:`base`."""
+        data = self._held(version.sha256) or self._whole(arm, version)
+        if file_digest(data) != version.sha256:
+            raise WireError(f"version {version.number} is not the file that was promised")
+        return data
+
     def _bring(
         self, arm: Arm, version: VersionInfo, deltas: Sequence[DeltaDownload]
     ) -> FloatVector:

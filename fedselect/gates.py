@@ -76,12 +76,17 @@ class _Gate:
 
 
 def _gains(group: Sequence[Observation], baseline: str) -> dict[str, Gain]:
-    """Each client's gain with its group's version merged in, over its own baseline."""
-    found = {}
+    """Each client's gain with its group's version merged in, over its own baseline.
+
+    Scored together with ``before``, what the version gives is ``post``, and the overlap is known.
+    """
+    found, paired = {}, baseline == "before"
     for each in group:
-        version, base = (each.scores or {}).get("pre"), (each.scores or {}).get(baseline)
+        scores = each.scores or {}
+        version, base = scores.get("post" if paired else "pre"), scores.get(baseline)
         if version is not None and base is not None:
-            found[each.client] = effects.gain(version, _alone(base), judged=True)
+            base = base if paired else _alone(base)
+            found[each.client] = effects.gain(version, base, judged=True)
     return found
 
 

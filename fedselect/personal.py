@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -241,6 +242,11 @@ class Learner(Protocol):
 
         ``origin`` (D,) is the arm's version 0, where the local-only baseline starts from.
         """
+
+    def scores(
+        self, models: Iterable[tuple[str, FloatVector]], *, own: str, settings: RunSettings
+    ) -> dict[str, Score]:
+        """Score models (D,) on its held-out data; ``both`` counts what ``own`` got right, too."""
 
 
 class Explainer(Protocol):

@@ -44,10 +44,12 @@ class RolloutState(StrEnum):
 class Gates(Request):
     """What a stage must keep; null switches a gate off."""
 
-    baseline: Literal["local_only", "start"] = Field(
-        "local_only",
-        description="A client's gain is its accuracy with the version merged in (`pre`), less that "
-        "of this model of its own.",
+    baseline: Literal["before", "local_only", "start"] = Field(
+        "before",
+        description="A client's gain is its accuracy with its group's version merged in, less that "
+        "of this model. `before`: the channel's version, as this client serves it, scored together "
+        "with the other on the same examples. The others are trained under the settings of the "
+        "version's own run, so that a run with bad settings has bad baselines, too.",
     )
     mean_gain: Real | None = Field(
         0.0, ge=-100, le=100, description="Points: stage minus control group, at least."

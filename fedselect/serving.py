@@ -24,6 +24,7 @@ from fedselect.checkindocs import RunBrief
 from fedselect.errors import FedSelectError
 from fedselect.exporting import Tensors, named
 from fedselect.personal import PersonalState
+from fedselect.shelf import Pair, read_file, read_shown
 from fedselect.space import ParameterSpace
 from fedselect.wire import decode_version
 
@@ -41,6 +42,8 @@ class Personalized:
     arm: UUID
     round: int
     participations: int
+    channel: str | None = None  # that says so; None: it is what was last trained, or a given file
+    version: str | None = None  # SHA-256 of the version file in it
 
 
 @dataclass(frozen=True)
@@ -91,14 +94,19 @@ def load_personalized(
 ) -> Personalized:
     """The personalized model of the agent's ``folder``.
 
-    As last trained and committed (*post*); with the bytes of a ``version`` file, that version with
-    the client's personal part merged in (*pre*), which is what a channel that points at it serves.
-    ``arm`` says which of several arms.
+    What the client's channel says: a version with the personal part that goes with it, both as the
+    agent has kept them. Without a channel, or with ``arm``, which says which of several arms, it is
+    as last trained and committed (*post*); with the bytes of a ``version`` file, that version with
+    the client's present personal part merged in (*pre*).
 
     Raises:
         FedSelectError: ``state_missing``, ``state_ambiguous`` (name the arm), ``state_corrupt``.
         WireError: the version belongs to another model.
     """
+    if arm is None and version is None:
+        served = _served(Path(folder))
+        if served is not None:
+            return served
     kept = load_kept(folder, arm=arm)
     space, state = kept.space, kept.state
     values = state.theta if state.own is None else state.own
@@ -107,6 +115,27 @@ def load_personalized(
         values = state.personalized(base)
     tensors = named(values, space, state.buffers)
     return Personalized(tensors, kept.arm, kept.round, state.participations)
+
+
+def _served(path: Path) -> Personalized | None:
+    """What the channel says, None if there is none."""
+    for _ in range(TRIES):
+        pairs = read_shown(path).pairs
+        if not pairs:
+            return None
+        pair = pairs[0]
+        version, state = read_file(path, pair.version), read_file(path, pair.state)
+        if version is not None and state is not None:
+            return _merged(pair, version, state, _space(path))
+    raise FedSelectError(f"what is served from {path} is damaged", code="state_corrupt")
+
+
+def _merged(pair: Pair, version: bytes, state: bytes, space: ParameterSpace) -> Personalized:
+    own = PersonalState.from_bytes(state, space)
+    base = decode_version(version, space_digest=space.digest, dim=space.dim)
+    tensors = named(own.personalized(base), space, own.buffers)
+    place = (pair.channel, pair.version.sha256)
+    return Personalized(tensors, pair.arm, pair.round, pair.participations, *place)
 
 
 def _space(path: Path) -> ParameterSpace:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
@@ -85,7 +85,12 @@ class TinyLearner:
         self.fault()
         vectors = {"local_only": origin, "global": base, "pre": state.merge(base)}
         vectors["post"] = state.theta
-        return {n: Score(7, 10, float(np.abs(v).sum())) for n, v in vectors.items()}
+        return self.scores(vectors.items(), own="post", settings=settings)
+
+    def scores(
+        self, models: Iterable[tuple[str, FloatVector]], *, own: str, settings: RunSettings
+    ) -> dict[str, Score]:
+        return {n: Score(7, 10, float(np.abs(v).sum())) for n, v in models}
 
 
 @dataclass
@@ -133,6 +138,8 @@ class Coordinator:
     space_digest: str = SPACE.digest
     ledger: Ledger = field(default_factory=Ledger)
     delta: DeltaEncoding | None = None  # of updates, and of what versions add to each other
+    channel: Callable[[int], int | None] = lambda published: None  # what it points at
+    compared: int | None = None  # the version that the evaluation is compared with
     steps: list[bytes] = field(default_factory=list)  # the file that leads from n to n + 1
     arm: int = 0  # another arm has other ids, versions and objects
     reach: float = 1.0  # of the first weights
@@ -248,7 +255,20 @@ class Coordinator:
                 retry_after_max=6,
                 checkpoint=self.ledger.head(2 * len(self.published) + 1),
                 run_state=self.run_state,
+                serving=self._serving(self.channel(len(self.published))),
             ),
+        )
+
+    def _serving(self, number: int | None) -> checkindocs.Serving | None:
+        """A version of a channel."""
+        if number is None:
+            return None
+        return checkindocs.Serving(
+            channel="stable",
+            arm_id=self._known("arm"),
+            version=self._info(number),
+            space_digest=SPACE.digest,
+            settings=self.settings.model_dump(mode="json"),
         )
 
     def _download(self, number: int) -> httpx.Response:
@@ -452,6 +472,7 @@ class Coordinator:
             deltas=self._chain(row.base, held),
             origin=self._info(0),
             mask=version,
+            against=self._serving(self.compared) if row.kind == "evaluate" else None,
             deadline=NOW,
         )
 

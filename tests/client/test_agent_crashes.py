@@ -11,7 +11,7 @@ from typing import Any
 import httpx
 import pytest
 
-from fedselect import agent_state, evaluations, protocol
+from fedselect import agent_state, evaluations, protocol, shelf
 
 from .fake_site import NAME, NO_CONTROL, Killed, Life, Live, O, sites
 
@@ -75,7 +75,8 @@ def watched(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Axe]]:
         mkdir(path, **options)
         cut(f"after making {path.name}")
 
-    monkeypatch.setattr(agent_state, "write_atomically", write)
+    for module in (agent_state, shelf):
+        monkeypatch.setattr(module, "write_atomically", write)
     monkeypatch.setattr(Path, "unlink", remove)
     monkeypatch.setattr(Path, "mkdir", make)
     yield axes

@@ -23,10 +23,12 @@ def score(correct: int, total: int = 100) -> ScoreReport:
 
 
 def seen(points: float | None, number: int = 0, *, seconds: float = 1.0) -> Observation:
-    """A client whose version is so many points better than its model of its own."""
+    """A client whose version is so many points better than the one before, and than its own."""
     if points is None:
         return Observation(f"c{number}", None)
-    scores = {"pre": score(50 + int(points)), "local_only": score(50), "start": score(10)}
+    version = score(50 + int(points))
+    scores = {"post": version, "before": score(50)}
+    scores |= {"pre": version, "local_only": score(50), "start": score(10)}
     return Observation(f"c{number}", scores, seconds)
 
 
@@ -107,9 +109,32 @@ def test_nobody_measured_says_nothing_about_harm():
 def test_what_is_told_of_the_trained_model_does_not_narrow_the_interval_of_the_merged_one():
     told = ScoreReport(correct=50, total=100, loss=0, both=50)
     scores = {"post": score(50), "pre": score(44), "local_only": told}
-    found = one([Observation("c", scores, 1.0)], [], harmed_share=0.0)
+    found = one([Observation("c", scores, 1.0)], [], harmed_share=0.0, baseline="local_only")
     assert found.figure == 0  # with that overlap the interval would end below 0
     assert gain(score(44), told, judged=True).harmed
+
+
+def test_what_is_told_of_the_version_before_narrows_the_interval_of_the_new_one():
+    for both, harmed in ((44, 1.0), (None, 0.0)):
+        scores = {
+            "post": score(44),
+            "before": ScoreReport(correct=50, total=100, loss=0, both=both),
+        }
+        found = one([Observation("c", scores, 1.0)], [], harmed_share=0.0)
+        assert found.figure == harmed
+
+
+def test_a_run_with_bad_settings_cannot_hide_behind_a_bad_baseline():
+    """What it trains alone is as bad as what it trains together; the version before is not."""
+    bad = {"post": score(10), "before": score(90), "pre": score(10), "local_only": score(10)}
+    stage = [Observation("c", bad, 1.0)]
+    assert one(stage, [], harmed_share=0.0).verdict is FAIL
+    assert one(stage, [], harmed_share=0.0, baseline="local_only").verdict is PASS
+
+
+def test_an_agent_that_cannot_compare_is_not_measured():
+    old = {"post": score(90), "pre": score(90), "local_only": score(50)}
+    assert one([Observation("c", old, 1.0)], [], harmed_share=0.0).verdict is INSUFFICIENT
 
 
 # --- the worst decile --------------------------------------------------------------------------

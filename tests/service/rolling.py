@@ -18,13 +18,12 @@ WHY = {"reason": "agreed"}
 
 
 def scores(points, *, harmed=False):
-    """An evaluation of a version that is so many points better than the client's own model."""
-    pre = 100 if harmed else 500 + 10 * points
+    """An evaluation of a version that is so many points better than the one before."""
+    served = 100 if harmed else 500 + 10 * points
     return {
         "scores": {
-            "pre": {"correct": pre, "total": 1000, "loss": 0.4},
-            "post": {"correct": 500, "total": 1000, "loss": 0.4},
-            "local_only": {"correct": 500, "total": 1000, "loss": 0.4},
+            "post": {"correct": served, "total": 1000, "loss": 0.4},
+            "before": {"correct": 500, "total": 1000, "loss": 0.4},
         }
     }
 
