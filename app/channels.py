@@ -234,21 +234,25 @@ def serving(tx: Tx, found: list[dict[str, Any]] | None, client: Candidate) -> Se
     model = max(mine, key=lambda each: (each["moved"], each["model"]))["model"]
     # "pilot" stands before "stable" in the alphabet, too.
     chosen = min((e for e in mine if e["model"] == model), key=lambda each: str(each["channel"]))
-    version = tx.session.get_one(Version, UUID(chosen["version"]))
-    return as_served(tx, chosen["channel"], version)
+    return as_served(tx, chosen["channel"], UUID(chosen["version"]))
 
 
-def as_served(tx: Tx, channel: str, version: Version) -> Serving:
+def as_served(tx: Tx, channel: str, version_id: UUID) -> Serving:
     """A version of a channel as its clients are told of it."""
-    query = select(Model.space_digest, Arm.id, Run).join(Run, Run.model_id == Model.id)
-    query = query.join(Arm, Arm.run_id == Run.id).where(Arm.id == version.arm_id)
-    digest, arm_id, run = tx.session.execute(query).one()
+    query = (
+        select(Version, Model.space_digest, Run, Arm)  # the arm for `settings_of`, which finds it
+        .join(Model, Model.id == Version.model_id)
+        .join(Arm, Arm.id == Version.arm_id)
+        .join(Run, Run.id == Arm.run_id)
+        .where(Version.id == version_id)
+    )
+    version, digest, run, arm = tx.session.execute(query).one()
     return Serving.model_validate(
         {
             "channel": channel,
-            "arm_id": arm_id,
+            "arm_id": arm.id,
             "version": catalog.version_info(version),
             "space_digest": digest,
-            "settings": arms.settings_of(tx, run, arm_id).model_dump(mode="json"),
+            "settings": arms.settings_of(tx, run, arm.id).model_dump(mode="json"),
         }
     )

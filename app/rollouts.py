@@ -267,8 +267,7 @@ def before(tx: Tx, assignment: Assignment) -> Serving | None:
     rollout = tx.session.get_one(Rollout, assignment.rollout_id)
     if _settings(rollout).gates.baseline != "before":
         return None
-    old = tx.session.get_one(Version, rollout.old_version_id)
-    return channels.as_served(tx, rollout.channel, old)
+    return channels.as_served(tx, rollout.channel, rollout.old_version_id)
 
 
 def _end_evaluations(tx: Tx, rollout: Rollout, reason: str) -> None:

@@ -92,7 +92,7 @@ cohorts = st.one_of(
             automatic=st.booleans(),
             gates=st.builds(
                 Gates,
-                baseline=st.sampled_from(["local_only", "start"]),
+                baseline=st.sampled_from(["before", "local_only", "start"]),
                 mean_gain=st.none() | st.floats(-100, 100),
                 latency=st.none() | st.floats(0.1, 1e6),
             ),

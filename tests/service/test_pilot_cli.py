@@ -304,8 +304,8 @@ def test_several_policies_are_arms(pilot, site, file, tmp_path):
 
 # --- promote, rollback -------------------------------------------------------------------------
 
-GOOD = {"pre": 900, "post": 900, "local_only": 500}
-BAD = {"pre": 100, "post": 900, "local_only": 900}
+GOOD = {"post": 900, "before": 500}
+BAD = {"post": 100, "before": 900}
 
 
 @pytest.fixture
