@@ -190,7 +190,7 @@ def test_the_report_tells_what_became_of_every_client(demo_module, demo, finishe
     assert report.masks.reading.read == report.masks.reading.wanted > 0
     assert 0 < report.cost.of_fedavg_percent < 110
     place = demo_module.write_report(demo, finished)
-    assert place.read_text().count("<svg") == 7
+    assert place.read_text().count("<svg") == 11
 
 
 def test_no_log_holds_a_key_or_a_signature(demo, product, finished):
