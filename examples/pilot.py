@@ -33,6 +33,7 @@ from fedselect.tasks import example_clients
 
 GOOD, BAD, TASK = "wards", "hasty", "watch"
 FEW, ROUNDS, WIDTH = 3, 24, 100
+PATIENCE = 600  # seconds for one command
 OPTIONS = "--check-in 0.5 --link dsl --stages 30,60,100 --harmed 0.34"
 
 
@@ -53,13 +54,17 @@ class Tour:
     def pilot(self, line: str, *, refused: bool = False) -> str:
         """Run a ``fedselect pilot`` command as an operator does, and show what it prints."""
         self._print(f"$ fedselect pilot {line}")
-        done = subprocess.run(
-            [FEDSELECT, "pilot", *shlex.split(line)],
-            cwd=self.place,
-            env={**os.environ, **self.environment, "COLUMNS": str(WIDTH)},
-            capture_output=True,
-            text=True,
-        )
+        try:
+            done = subprocess.run(
+                [FEDSELECT, "pilot", *shlex.split(line)],
+                cwd=self.place,
+                env={**os.environ, **self.environment, "COLUMNS": str(WIDTH)},
+                capture_output=True,
+                text=True,
+                timeout=PATIENCE,
+            )
+        except subprocess.TimeoutExpired as error:
+            raise FedSelectError(f"not over after {PATIENCE} s: fedselect pilot {line}") from error
         if bool(done.returncode) is not refused:
             raise FedSelectError(f"fedselect pilot {line}: {done.stdout}{done.stderr}")
         said = (done.stderr if refused else done.stdout).splitlines()
@@ -109,7 +114,7 @@ def give_it_out(here: Tour) -> bool:
         "A rollout begins with a few sites by lot; others stay on the old version to compare with. "
         "Every stage measures, then its gates speak."
     )
-    here.pilot(f"promote {GOOD}.yaml --reason 'nobody lost in the pilot'")
+    here.pilot(f"promote {GOOD}.yaml --reason 'others should measure it, too'")
     here.pilot(f"watch {GOOD}.yaml --every 0.5")
     here.tell(
         f"Gates that speak of all sites need ten in each group; of {len(here.demo.sites)} sites "
@@ -132,8 +137,8 @@ def take_it_back(here: Tour) -> bool:
     more = "--policies fedavg --rounds 1 --steps 100"
     here.pilot(f"init {BAD}.yaml --yes --clients {who} {more} {OPTIONS}")
     path = here.place / f"{BAD}.yaml"
-    path.write_text(path.read_text().replace("learning_rate: 0.05", "learning_rate: 0.3"))
-    here.tell("(In the file, learning_rate goes from 0.05 to 0.3.)")
+    path.write_text(path.read_text().replace("learning_rate: 0.05", "learning_rate: 0.5"))
+    here.tell("(In the file, learning_rate goes from 0.05 to 0.5.)")
     here.pilot(f"start {BAD}.yaml")
     here.pilot(f"watch {BAD}.yaml --every 0.5")
     here.pilot(f"promote {BAD}.yaml --reason 'it trained so fast'")
