@@ -721,27 +721,28 @@ def test_no_body_is_a_bug(
     seen: Counter[int] = Counter()
 
     @hypothesis_settings(
-        max_examples=25,
+        max_examples=16 * len(bodies),
         deadline=None,
         derandomize=True,
         database=None,
         suppress_health_check=list(HealthCheck),
     )
-    @given(st.data())
-    def attack(data: Any) -> None:
-        for path, bodies_of in bodies:
-            body = json.dumps(data.draw(bodies_of)).encode()
-            where = path.format_map(defaultdict(lambda: str(UUID(int=0)), subjects))
-            for caller in roles.values():
-                headers = {**caller.headers(), "Content-Type": "application/json"}
-                answer = tenant.api.post(where, content=body, headers=headers)
-                seen[answer.status_code // 100] += 1
-                assert answer.status_code < 500, (where, body, answer.text)
-                if answer.status_code >= 400:
-                    refused(answer, answer.status_code, answer.json()["code"])
+    @given(st.sampled_from(bodies), st.data())
+    def attack(route: tuple[str, Any], data: Any) -> None:
+        # One body an example: there is a limit to what one may draw.
+        path, bodies_of = route
+        body = json.dumps(data.draw(bodies_of)).encode()
+        where = path.format_map(defaultdict(lambda: str(UUID(int=0)), subjects))
+        for caller in roles.values():
+            headers = {**caller.headers(), "Content-Type": "application/json"}
+            answer = tenant.api.post(where, content=body, headers=headers)
+            seen[answer.status_code // 100] += 1
+            assert answer.status_code < 500, (where, body, answer.text)
+            if answer.status_code >= 400:
+                refused(answer, answer.status_code, answer.json()["code"])
 
     attack()
-    assert seen[2] > 10, "some of it must come through the first door"
+    assert seen[2] > 30, "some of it must come through the first door"
 
 
 def test_the_checksum_refuses_a_typing_error_without_the_database(core: Any) -> None:
