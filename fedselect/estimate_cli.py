@@ -18,8 +18,8 @@ from rich.table import Table
 
 from fedselect import agent_cli
 from fedselect.amounts import duration, size
+from fedselect.armestimate import estimate_run
 from fedselect.errors import FedSelectError, SettingsError
-from fedselect.estimate import estimate as work_out
 from fedselect.estimate import single_tensor
 from fedselect.estimatedocs import Estimate, EstimateCreate
 from fedselect.heterogeneity import LABEL
@@ -100,7 +100,7 @@ def estimate(
         space=None if elements else model.to_json(),
         **({"examples": dry.examples, "measured": dry.measured} if dry else {}),
     )
-    found = work_out(asked, model)
+    found = estimate_run(asked, model)
     if as_json:
         extra = {"heterogeneity": {**asdict(pulled), "label": LABEL}} if pulled else {}
         typer.echo(json.dumps({**found.model_dump(mode="json"), **extra}))
@@ -177,6 +177,8 @@ def _show(found: Estimate, pulled: Divergence | None) -> None:
     )
     for table in (_traffic(found), _encodings(found), _masks(found), _links(found)):
         console.print(table)
+    if found.arms:
+        console.print(_arms(found))
     console.print(_sheet(found))
     if pulled is not None:
         console.print(
@@ -219,6 +221,14 @@ def _masks(found: Estimate) -> Table:
         span = f"{row.first}" if row.first == row.last else f"{row.first}–{row.last}"
         sizes = map(size, (row.mask_bytes, row.update_bytes, row.download_bytes))
         table.add_row(span, f"{row.personal_share:.1%}", row.mask, *sizes)
+    return table
+
+
+def _arms(found: Estimate) -> Table:
+    table = _table("Arms, each as if it were alone", "arm", "clients", "up", "down", "of FedAvg")
+    for row in found.arms:
+        cells = (f"{row.clients:,}", size(row.run.up), size(row.run.down), f"{row.of_fedavg:.3f}")
+        table.add_row(row.name, *cells)
     return table
 
 

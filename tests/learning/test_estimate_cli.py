@@ -106,3 +106,14 @@ def test_sizes_and_durations_for_people():
     assert [size(n) for n in (0, 999, 1500, 2.5e9)] == ["0 B", "999 B", "1.50 kB", "2.50 GB"]
     shown = [duration(s) for s in (0.0123, 5, 600, 7200)]
     assert shown == ["12.3 ms", "5.0 s", "10.0 min", "2.0 h"]
+
+
+def test_arms_of_the_settings_are_counted(tmp_path):
+    arms = [{"name": "fedavg", "personal": "none"}, {"name": "fedper", "personal": "head"}]
+    settings = tmp_path / "settings.json"
+    settings.write_text(json.dumps({"rounds": 7, "arms": {"policies": arms}}))
+    asked = ("--task", TASK, "--settings", settings, "--clients", 4)
+    found = document(*asked)
+    assert [arm["name"] for arm in found["arms"]] == ["fedavg", "fedper"]
+    assert found["participations"] == 14
+    assert "each as if it were alone" in ask(*asked)
