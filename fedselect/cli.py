@@ -62,6 +62,7 @@ HALVES = {
             "import": "Make a parameter space and version 0 of a model.",
             "personalized": "Write this client's own model as a plain state_dict.",
             "simulate": "Run a whole federation in this process.",
+            "compare": "Run several policies in this process and say which to use.",
         },
     ),
     "server": Half(
