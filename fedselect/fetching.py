@@ -8,7 +8,6 @@ know how rounds go.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from uuid import UUID
 
 from fedselect.agent_state import AgentFolder, Arm
 from fedselect.checkindocs import Assignment, DeltaDownload
@@ -31,23 +30,18 @@ class Versions:
         self._folder = folder
         self._space = space
         self._recent: tuple[str, bytes] | None = None  # the last one that was brought
-        self._bases: tuple[UUID | None, dict[UUID, str]] = (None, {})  # of the arms of this run
 
     def base(self, arm: Arm, work: Assignment) -> FloatVector:
         """The version that an assignment starts from, shape (D,); of the others, all but the
-        arm's first, those that work of this run was trained from, and those that its other arms
-        were last at, are forgotten.
+        arm's first and those that work in any arm of this run was trained from, are forgotten.
 
         Raises:
             ServiceError: it cannot be fetched.
             WireError: it belongs to another space.
         """
         found = self._bring(arm, work.base, work.deltas or [])
-        run, bases = self._bases
-        bases = {**(bases if run == work.run.id else {}), work.arm_id: work.base.sha256}
-        self._bases = work.run.id, bases
         kept = self._folder.bases(work.run.id)
-        self._folder.forget_versions(but={work.origin.sha256, *bases.values(), *kept})
+        self._folder.forget_versions(but={work.base.sha256, work.origin.sha256, *kept})
         return found
 
     def divergence(self, arm: Arm, state: PersonalState, base: FloatVector) -> float | None:
