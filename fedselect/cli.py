@@ -56,13 +56,13 @@ HALVES = {
         "torch",
         {
             "agent": "Take part in runs with a task of your own.",
+            "compare": "Run several policies in this process and say which to use.",
             "estimate": "Say what a run would cost.",
             "explain": "Explain what of this site's model is its own.",
             "export": "Write a version as a plain state_dict.",
             "import": "Make a parameter space and version 0 of a model.",
             "personalized": "Write this client's own model as a plain state_dict.",
             "simulate": "Run a whole federation in this process.",
-            "compare": "Run several policies in this process and say which to use.",
         },
     ),
     "server": Half(
@@ -91,8 +91,7 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
 
 def main() -> None:
     """Run the command line; a deliberate error becomes one line on stderr and exit code 1."""
-    words = [word for word in sys.argv[1:] if word == "--version" or not word.startswith("-")]
-    word = next(iter(words), None)
+    word = next((w for w in sys.argv[1:] if w == "--version" or not w.startswith("-")), None)
     try:
         _run(word)
     except FedSelectError as error:

@@ -55,7 +55,7 @@ ROOMS = {
             ),
             *(
                 f"fedselect/{name}_cli.py"
-                for name in ("agent", "estimate", "explain", "learning", "versions")
+                for name in ("agent", "arms", "estimate", "explain", "learning", "versions")
             ),
             "fedselect/tasks/*",
         ),
