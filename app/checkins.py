@@ -212,7 +212,7 @@ def _work(tx: Tx, candidate: Candidate, body: CheckIn, seen: Any) -> Assignment 
         given += tx.session.scalars(_evaluations(), {"client": client_id, "now": tx.now})
     if given:
         return min(given, key=lambda each: each.created_at)
-    if seen.ablating and "ablate" in body.kinds:
+    if seen.ablating and "ablate" in (body.kinds or ()):
         asked = tx.session.scalars(_ablations(), {"client": client_id, "now": tx.now}).first()
         if asked is not None:
             return asked

@@ -26,14 +26,16 @@ MOST = 100  # findings that are told; a rewritten ledger has as many as it has e
 AT_ONCE = 1000  # rows in memory
 
 # Each gives a line per finding. A transition and its entry are written by the same statement
-# sequence in app/rounds.py, so they agree in everything that both of them say.
+# sequence in app/rounds.py or app/rollouts.py, so they agree in everything that both of them say
+# (an entry of a rollout is named by what happened: passing leads to `running`, as starting does).
 TRANSITIONS = """
     SELECT project_id, subject_kind || ':' || subject_id AS subject, subject_kind || '.' || to_state
         AS action, from_state, to_state, reason, actor, created_at FROM transitions"""
 TOLD = """
-    SELECT project_id, subject, action, body->>'from', body->>'to', body->>'reason', actor, at
+    SELECT project_id, subject, CASE WHEN action LIKE 'rollout.%' THEN 'rollout.' || (body->>'to')
+        ELSE action END, body->>'from', body->>'to', body->>'reason', actor, at
     FROM ledger_entries WHERE body ? 'from' AND split_part(action, '.', 1) IN
-        ('run', 'round', 'assignment')"""
+        ('run', 'round', 'assignment', 'rollout')"""
 UNMATCHED = "SELECT '{what}: ' || subject || ' ' || action FROM ({these} EXCEPT ALL {those}) x"
 MOVED = """
     SELECT '{kind} ' || id || ' is ' || state || ', not as its last transition says' FROM {table} s
@@ -46,6 +48,7 @@ STORY = (
     MOVED.format(kind="run", table="runs", first="'created'"),
     MOVED.format(kind="round", table="rounds", first="NULL"),
     MOVED.format(kind="assignment", table="assignments", first="NULL"),
+    MOVED.format(kind="rollout", table="rollouts", first="NULL"),
     """SELECT 'version ' || v.id || ' without its entry' FROM versions v
         WHERE (v.arm_id IS NULL OR v.round_id IS NOT NULL) AND NOT EXISTS (SELECT 1
         FROM ledger_entries e WHERE e.subject = 'version:' || v.id AND e.action =

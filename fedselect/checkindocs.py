@@ -48,10 +48,11 @@ class CheckIn(Request):
         max_length=MOST_HELD,
         description="Digests of the version files that it holds, so that it need not fetch all.",
     )
-    kinds: list[Name] = Field(
-        ["train", "evaluate"],
+    kinds: list[Name] | None = Field(
+        None,
         max_length=16,
-        description="Kinds of assignments that this agent can do; it gets no other.",
+        description="Kinds of assignments that this agent can do; it gets no other. Null: `train` "
+        "and `evaluate`.",
         examples=[["train", "evaluate", "ablate"]],
     )
 

@@ -171,7 +171,7 @@ class Operations:
         encodings: Sequence[str] = ("f32",),
         versions: Sequence[str] = (),
         waiting: Sequence[UUID] | None = None,
-        kinds: Sequence[str] = ("train", "evaluate"),
+        kinds: Sequence[str] | None = None,
     ) -> Flow[CheckInAnswer]:
         """Ask for work of these ``kinds`` that can be done in one of these ``encodings``, and for
         the outcome of ``pending``; ``versions`` are the digests of version files that need not be
@@ -186,7 +186,7 @@ class Operations:
             agent_version=agent_version,
             encodings=list(encodings),
             versions=list(versions)[:MOST_HELD],
-            kinds=list(kinds),
+            kinds=None if kinds is None else list(kinds),
         )
         return self._post("/v1/check-ins", CheckInAnswer, body=body)
 

@@ -236,7 +236,7 @@ class Coordinator:
 
     def _check_in(self, body: checkindocs.CheckIn) -> httpx.Response:
         self._progress()
-        self.kinds = body.kinds
+        self.kinds = body.kinds or []
         row = next((r for r in self.rows if r.id == body.pending), None)
         if body.pending and row is None:
             return problem(404, "not_found")

@@ -289,6 +289,6 @@ def test_every_creating_route_takes_the_key(project: Project) -> None:
         for item in paths.values()
         if "201" in item.get("post", {}).get("responses", {})
     ]
-    assert len(creating) == 14
+    assert len(creating) == 18
     for operation in creating:
         assert "idempotency-key" in [p["name"].lower() for p in operation["parameters"]]

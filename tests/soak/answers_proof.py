@@ -27,7 +27,7 @@ SPACE = flat_space(8)
 WEIGHTS = wire.encode_version(SPACE.digest, np.zeros(8, dtype=np.float32))
 # What callers did, and where it can be seen; the service's own work goes on meanwhile.
 TABLES = ["clients", "enrolments", "models", "runs", "projects", "members", "keys", "webhooks"]
-TABLES += ["uploads", "evaluations", "idempotent_answers"]
+TABLES += ["uploads", "evaluations", "idempotent_answers", "cohorts", "ablations", "rollouts"]
 EFFECTS = " UNION ALL ".join(f"SELECT '{t}', count(*) FROM {t}" for t in TABLES) + (
     " UNION ALL SELECT 'entries', count(*) FROM ledger_entries"
     " WHERE actor NOT IN ('worker', 'scheduler')"
@@ -39,8 +39,8 @@ EFFECTS = " UNION ALL ".join(f"SELECT '{t}', count(*) FROM {t}" for t in TABLES)
     test="every creating call of the interface, again and again: its answer is dropped after the "
     "commit, then it is repeated twice with its Idempotency-Key",
     target="1,000 calls over all of them: 1 effect, same answer",
-    quick={"turns": 2, "least": 28},
-    full={"turns": 72, "least": 1000},
+    quick={"turns": 2, "least": 36},
+    full={"turns": 56, "least": 1000},
     minutes=(2, 20),
 )
 def lost_answers(room: Room, *, turns: int, least: int) -> Figures:
@@ -160,6 +160,7 @@ def _round(trial: Trial, owner: Client, key: str, turn: int) -> None:
     settings = plain_settings(1, 1)
     run = RunCreate(name=f"run-{turn}", model_id=model, settings=settings).model_dump(mode="json")
     run_id = create("createRun", "/v1/runs", key, run)["id"]
+    create("createCohort", "/v1/cohorts", key, {"name": "all", "rule": {"percent": 100}})
     owner.start_run(run_id)
     with trial.stack.client(joined["key"]) as site:
         work = next(_offered(site))
@@ -172,7 +173,23 @@ def _round(trial: Trial, owner: Client, key: str, turn: int) -> None:
         work = next(_offered(site, "evaluate"))
         path = f"/v1/assignments/{work.id}/evaluations"
         create("reportEvaluation", path, joined["key"], REPORT.model_dump(mode="json"))
-    _until(lambda: owner.run(run_id).state == "finished")
+        _until(lambda: owner.run(run_id).state == "finished")
+        versions = [str(version.id) for version in owner.versions(run_id)]
+        create("askAblations", f"/v1/versions/{versions[-1]}/ablations", key, {})
+        work = next(_offered(site, "ablate"))
+        none = {"whole": None, "tensors": []}
+        create("reportAblation", f"/v1/assignments/{work.id}/ablation", joined["key"], none)
+    _roll_out(trial, owner, key, model, versions)
+
+
+def _roll_out(trial: Trial, owner: Client, key: str, model: str, versions: list[str]) -> None:
+    """Begin to bring the last version to two clients, one of which stays on the first."""
+    (token,) = owner.create_enrolments(1).tokens
+    trial.ask("POST", "/v1/clients", None, {"token": token, "name": "second"})
+    stable = {"version_id": versions[0], "reason": "what they have"}
+    trial.ask("PUT", f"/v1/models/{model}/channels/stable", key, stable)
+    wanted = {"name": "may", "model_id": model, "version_id": versions[-1], "minimum": 1}
+    trial.create("startRollout", "/v1/rollouts", key, wanted)
 
 
 def _put(ticket: Json, data: bytes) -> None:
@@ -184,7 +201,7 @@ def _offered(site: Client, kind: str = "train") -> Iterator[Any]:
     """The client's next assignment of this kind."""
     deadline = time.monotonic() + 60
     while time.monotonic() < deadline:
-        work = site.check_in().assignment
+        work = site.check_in(kinds=["train", "evaluate", "ablate"]).assignment
         if work is not None and work.kind == kind:
             yield work
         time.sleep(0.05)
