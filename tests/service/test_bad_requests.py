@@ -721,7 +721,7 @@ def test_no_body_is_a_bug(
     seen: Counter[int] = Counter()
 
     @hypothesis_settings(
-        max_examples=16 * len(bodies),
+        max_examples=24 * len(bodies),
         deadline=None,
         derandomize=True,
         database=None,
