@@ -201,8 +201,9 @@ def _work(tx: Tx, candidate: Candidate, body: CheckIn, seen: Any) -> Assignment 
     """The oldest open assignment, then what was asked of it about a version, then a new one: in a
     round that rejected this client's update, or in one that still selects.
 
-    Among several it is the one that has been open longest, so that no arm is left behind; clients
-    spread over rounds that opened together.
+    Among several it is the one that has been open longest, so that no arm is left behind, and of
+    those given together always the same, so that asking twice is answered alike; clients spread
+    over rounds that opened together.
     """
     client_id = UUID(candidate.id)
     places = tx.session.execute(_places(), {"client": client_id}).all()
@@ -211,7 +212,7 @@ def _work(tx: Tx, candidate: Candidate, body: CheckIn, seen: Any) -> Assignment 
     if seen.evaluating:
         given += tx.session.scalars(_evaluations(), {"client": client_id, "now": tx.now})
     if given:
-        return min(given, key=lambda each: each.created_at)
+        return min(given, key=lambda each: (each.created_at, each.id))
     if seen.ablating and "ablate" in (body.kinds or ()):
         asked = tx.session.scalars(_ablations(), {"client": client_id, "now": tx.now}).first()
         if asked is not None:
@@ -281,7 +282,8 @@ def _evaluations() -> Select[Assignment]:
 def _ablations() -> Select[Assignment]:
     """The open ablations of ``:client``, oldest first."""
     query = select(Assignment).where(*_ablating(bindparam("client")))
-    return query.where(Assignment.deadline > bindparam("now")).order_by(Assignment.created_at)
+    query = query.where(Assignment.deadline > bindparam("now"))
+    return query.order_by(Assignment.created_at, Assignment.id)
 
 
 def _again(place: Any, now: datetime) -> bool:

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from dataclasses import dataclass
 from typing import Any
+from uuid import UUID
 
 import pytest
-
 from app.jobs import Lease, Progress
 from app.wiring import Coordinator
 from fedselect.policies import RunSettings
@@ -132,6 +132,17 @@ def test_a_run_is_evaluated_arm_by_arm_when_all_are_through(project: Project) ->
     found = everything(project.owner, f"/v1/runs/{trial.run_id}/evaluations")
     assert len(found) == 4
     assert {e["version_number"] for e in found} == {1}
+
+
+def test_evaluations_asked_for_together_are_given_in_one_order(project: Project) -> None:
+    trial = make_trial(project, FEDAVG, FEDPER, LOCAL, clients=3, goal=3)
+    trial.play()
+    for client in trial.clients:
+        asked = []
+        for _ in range(3):
+            asked.append(UUID(client.assignment()["id"]))
+            evaluate(client)
+        assert asked == sorted(asked), "or asking twice could be answered with two of them"
 
 
 def test_an_arm_that_is_through_waits_for_the_others(project: Project) -> None:
