@@ -101,7 +101,7 @@ class AppSettings(DatabaseSettings):
     )
     calls_burst: int = Field(200, ge=1, le=1_000_000, description="Calls of one key at once.")
     calls_in_progress: int = Field(
-        4, ge=1, le=1000, description="Calls of one key that an API process serves at a time."
+        2, ge=1, le=1000, description="Calls of one key that an API process serves at a time."
     )
     max_body: int = Field(64 * 1024, gt=0, description="Bytes of a JSON body.")
     max_model_body: int = Field(
