@@ -48,8 +48,13 @@ def main() -> int:
         print("\n".join(benches))
         return 0
     wanted = [benches[name] for name in options.only or benches]
-    place = machine()
-    lines = [place | _run(each, options.form, json.loads(options.size)) for each in wanted]
+    place, lines = machine(), []
+    for each in wanted:
+        size = each.size(options.form)
+        if size is None:
+            print(f"{each.name} has no {options.form} form", end="\n\n")
+            continue
+        lines.append(place | _run(each, options.form, size | json.loads(options.size)))
     _note(lines, options)
     return int(any(line["error"] for line in lines))
 
@@ -86,8 +91,7 @@ def machine() -> Json:
 # --- one benchmark in a process of its own -------------------------------------------------------
 
 
-def _run(each: Bench, form: str, changes: Json) -> Json:
-    size = each.size(form) | changes
+def _run(each: Bench, form: str, size: Json) -> Json:
     folder = WORK / each.name
     _end_all(folder)
     shutil.rmtree(folder, ignore_errors=True)

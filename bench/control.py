@@ -98,7 +98,7 @@ def _verified(fleet: Fleet, count: int) -> tuple[float, dict[str, float]]:
 
 
 @bench(
-    quick={"processes": [1], "registered": 1000, "polling": 100, "seconds": 6, "every": 3},
+    quick={"processes": [1], "registered": 1000, "polling": 100, "seconds": 4, "every": 2},
     full={"processes": [1, 2], "registered": 10_000, "polling": 1000, "seconds": 90, "every": 30},
     minutes=(1, 10),
 )
@@ -134,7 +134,7 @@ def check_ins(
 
 
 @bench(
-    quick={"polite": 20, "seconds": 6, "connections": 8},
+    quick={"polite": 20, "seconds": 4, "connections": 8},
     full={"polite": 100, "seconds": 60, "connections": 32},
     minutes=(2, 10),
 )
@@ -163,7 +163,7 @@ def flood(room: Room, *, polite: int, seconds: float, connections: int) -> Outco
 
 
 @bench(
-    quick={"agents": 8, "warm": 3, "seconds": 6},
+    quick=None,
     full={"agents": 40, "warm": 120, "seconds": 1800},
     minutes=(2, 45),
 )

@@ -81,16 +81,19 @@ class Room:
 
 @dataclass(frozen=True)
 class Bench:
-    """One registered benchmark. ``quick`` and ``full`` are its sizes, ``minutes`` the limits."""
+    """One registered benchmark. ``quick`` and ``full`` are its sizes, ``minutes`` the limits.
+
+    Without a quick size it has only a full form: small, it would show what another one shows.
+    """
 
     name: str
     module: str
-    quick: Json
+    quick: Json | None
     full: Json
     minutes: tuple[float, float]
     run: Callable[..., Outcome]
 
-    def size(self, form: str) -> Json:
+    def size(self, form: str) -> Json | None:
         return self.quick if form == "quick" else self.full
 
     def limit(self, form: str) -> float:
@@ -102,7 +105,7 @@ REGISTER: dict[str, Bench] = {}
 
 
 def bench(
-    *, quick: Json, full: Json, minutes: tuple[float, float]
+    *, quick: Json | None, full: Json, minutes: tuple[float, float]
 ) -> Callable[[Callable[..., Outcome]], Callable[..., Outcome]]:
     """Register a function ``run(room, **size)`` under its own name.
 

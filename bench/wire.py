@@ -70,7 +70,7 @@ class Round(NamedTuple):
 
 
 @bench(
-    quick={"size": 1_000_000, "clients": 4, "rounds": 2, "trained": ["digits"]},
+    quick={"size": 1_000_000, "clients": 4, "rounds": 4, "trained": ["digits"]},
     full={"size": 2_000_000, "clients": 10, "rounds": 5, "trained": ["digits", "Fashion-MNIST"]},
     minutes=(1, 10),
 )
