@@ -17,6 +17,7 @@ from app import catalog
 from app.auth import Principal
 from app.db import Tx
 from app.tables import Arm, EvaluationRecord, Model, Round, Run, Update, Version
+from fedselect.accounting import account
 from fedselect.cards import limitations, markdown
 from fedselect.policies import RunSettings
 from fedselect.space import ParameterSpace, Role
@@ -40,13 +41,18 @@ def card(tx: Tx, principal: Principal, version_id: UUID) -> VersionCard:
     origin = _origin(tx, version)
     least = origin.settings.report.min_clients if origin else 1
     evaluation = _evaluation(tx, version.id, least=least)
+    space = ParameterSpace.from_json(model.space)
+    privacy = account(origin.settings, space, published=version.number) if origin else None
     bare = VersionCard(
         version=catalog.version_info(version),
         model_name=model.name,
-        parameters=_counts(ParameterSpace.from_json(model.space)),
+        parameters=_counts(space),
         origin=origin,
         evaluation=evaluation,
-        limitations=limitations(origin, evaluation, recomputable=version.recomputable),
+        privacy=privacy,
+        limitations=limitations(
+            origin, evaluation, recomputable=version.recomputable, privacy=privacy
+        ),
         markdown="",
     )
     return bare.model_copy(update={"markdown": markdown(bare)})

@@ -16,9 +16,19 @@ from app.db import Tx
 from app.errors import Gone, Missing
 from app.storage import Storage
 from app.tables import ManifestRecord, MaskRecord, Model, Object, Round, Run, Update, Version
+from fedselect.accounting import noise_rule
 from fedselect.audit import canonical_json
 from fedselect.policies import RoundPolicy, RunSettings
-from fedselect.protocol import GROUP, SHARD, Download, Manifest, ManifestDocument, ManifestUpdate
+from fedselect.protocol import (
+    GROUP,
+    SHARD,
+    Download,
+    Manifest,
+    ManifestDocument,
+    ManifestNoise,
+    ManifestUpdate,
+)
+from fedselect.space import ParameterSpace
 
 
 def freeze(tx: Tx, run: Run, current: Round) -> int:
@@ -27,8 +37,10 @@ def freeze(tx: Tx, run: Run, current: Round) -> int:
     base = tx.session.get_one(Version, current.base_version_id)
     settings = RunSettings.model_validate(run.settings)
     policy, encoding = settings.round, settings.wire.encoding
+    noise = _noise(run, settings, model)
+    plain = "fedselect-manifest/1" if encoding == "f32" else "fedselect-manifest/2"
     manifest = Manifest(
-        format="fedselect-manifest/1" if encoding == "f32" else "fedselect-manifest/2",
+        format=plain if noise is None else "fedselect-manifest/4",
         encoding=encoding,
         run=str(run.id),
         arm=str(current.arm_id),
@@ -41,6 +53,7 @@ def freeze(tx: Tx, run: Run, current: Round) -> int:
         min_contributors=policy.min_contributors,
         group=GROUP,
         shard=SHARD,
+        noise=noise,
         updates=accepted(tx, current.id, policy),
     )
     body = canonical_json(manifest.model_dump(mode="json"))
@@ -50,6 +63,13 @@ def freeze(tx: Tx, run: Run, current: Round) -> int:
     )
     tx.session.add(record)
     return -(-model.elements // SHARD)
+
+
+def _noise(run: Run, settings: RunSettings, model: Model) -> ManifestNoise | None:
+    if settings.privacy.dp is None:
+        return None
+    space = ParameterSpace.from_json(model.space)
+    return noise_rule(settings, space, run.noise_commitment or "")
 
 
 def accepted(tx: Tx, round_id: UUID, policy: RoundPolicy) -> list[ManifestUpdate]:

@@ -15,7 +15,7 @@ from uuid import UUID, uuid4
 
 from sqlalchemy import func, select
 
-from app import arms, catalog, jobs, ledger, logs, manifests, metrics, objects, sums
+from app import arms, budgets, catalog, jobs, ledger, logs, manifests, metrics, objects, sums
 from app.db import Tx, among
 from app.tables import (
     Arm,
@@ -29,6 +29,7 @@ from app.tables import (
     Version,
 )
 from fedselect import __version__
+from fedselect.accounting import rounds_allowed
 from fedselect.lifecycle import (
     GATHERING_ROUNDS,
     OPEN_ASSIGNMENTS,
@@ -123,7 +124,7 @@ def open_idle_arms(tx: Tx, run: Run) -> None:
     settings = RunSettings.model_validate(run.settings)
     for arm in arms.of_run(tx, run):
         number = catalog.newest_version(tx, arm.id).number + 1
-        if number <= settings.rounds and active_round(tx, arm.id) is None:
+        if number <= rounds_allowed(settings) and active_round(tx, arm.id) is None:
             tried = select(func.max(Round.attempt)).where(
                 Round.arm_id == arm.id, Round.number == number
             )
@@ -254,16 +255,17 @@ def _follow(tx: Tx, run: Run, ended: Round) -> None:
     if ended.state != RoundState.FAILED:
         sums.discard(tx, ended)
     settings = RunSettings.model_validate(run.settings)
+    allowed = rounds_allowed(settings)
     found = Ended(
         RoundState(ended.state),
         ended.number,
         ended.attempt,
-        arms_left=arms.left(tx, run, settings.rounds, but=ended.arm_id),
+        arms_left=arms.left(tx, run, allowed, but=ended.arm_id),
     )
     step = after_round(
         RunState(run.state),
         found,
-        rounds=settings.rounds,
+        rounds=allowed,
         max_attempts=settings.round.max_attempts,
     )
     arm = tx.session.get_one(Arm, ended.arm_id)
@@ -275,7 +277,8 @@ def _follow(tx: Tx, run: Run, ended: Round) -> None:
         reason = f"round {ended.number} is {ended.state}: {ended.reason}"
         move_run(tx, run, RunEvent.PAUSE, reason=reason)
     elif step is AfterRound.EVALUATE:
-        _start_evaluation(tx, run, settings)
+        why = budgets.reached(tx, run, settings) if allowed < settings.rounds else None
+        _start_evaluation(tx, run, settings, reason=why)
 
 
 @dataclass(frozen=True, slots=True)
@@ -494,9 +497,11 @@ def expire_ablations(tx: Tx, run_id: UUID) -> None:
 # --- evaluation at the end of a run ------------------------------------------------------------
 
 
-def _start_evaluation(tx: Tx, run: Run, settings: RunSettings) -> None:
+def _start_evaluation(
+    tx: Tx, run: Run, settings: RunSettings, *, reason: str | None = None
+) -> None:
     """Ask every client for its scores in each of its arms, one arm after the other."""
-    move_run(tx, run, RunEvent.EVALUATE)
+    move_run(tx, run, RunEvent.EVALUATE, reason=reason)
     run.evaluation_ends = tx.now + timedelta(seconds=settings.round.report_deadline)
     errand = Errand("evaluate", run.evaluation_ends, "evaluate the last version")
     clients = arms.clients_of(tx, run)
@@ -519,7 +524,7 @@ def finish_evaluation(tx: Tx, run_id: UUID) -> None:
     for assignment in missing:
         reason = "no evaluation before the deadline"
         move_assignment(tx, assignment, AssignmentEvent.EXPIRE, reason=reason)
-    move_run(tx, run, RunEvent.FINISH)
+    move_run(tx, run, RunEvent.FINISH, reason=run.reason)
 
 
 def open_evaluations(tx: Tx, run: Run) -> Sequence[Assignment]:

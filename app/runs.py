@@ -16,9 +16,11 @@ from app import arms, catalog, cohorts, ledger
 from app.auth import Principal
 from app.db import Tx
 from app.errors import Conflict, Invalid, Missing
-from app.tables import Arm, Assignment, Client, ManifestRecord, Round, Run, Upload, Version
-from fedselect import __version__, growth
+from app.tables import Arm, Assignment, Client, ManifestRecord, Model, Round, Run, Upload, Version
+from fedselect import __version__, accounting, growth
+from fedselect.errors import SettingsError
 from fedselect.lifecycle import RunState
+from fedselect.noise import commitment, run_secret
 from fedselect.policies import RunSettings
 from fedselect.protocol import (
     ArmInfo,
@@ -31,18 +33,22 @@ from fedselect.protocol import (
 from fedselect.space import ParameterSpace
 
 
-def create(tx: Tx, principal: Principal, body: RunCreate) -> RunInfo:
+def create(tx: Tx, principal: Principal, body: RunCreate, *, noise: bytes | None = None) -> RunInfo:
     """Create a run with its arms, whose versions 0 are the model's initial weights.
+
+    ``noise`` is the coordinator's secret that a run with differential privacy needs.
 
     Raises:
         Missing: no such model.
         Conflict: the name is taken, or the model has no weights yet.
         SpaceError: the policy does not fit the model.
+        SettingsError: privacy_useless, accountant_missing or noise_key_missing.
     """
     model = catalog.get_model(tx, principal, body.model_id)
     space = ParameterSpace.from_json(model.space)
     for policy in body.settings.policies:
         growth.bounds(policy, space)
+    accounting.check_useful(body.settings, space)
     initial = catalog.initial_version(tx, model.id)
     if initial is None:
         raise Conflict(
@@ -52,8 +58,10 @@ def create(tx: Tx, principal: Principal, body: RunCreate) -> RunInfo:
     if body.cohort_id is not None:
         cohorts.get(tx, principal, body.cohort_id)
     settings = _settled(tx, principal, body)
+    run_id = uuid4()
     run = Run(
-        id=uuid4(),
+        id=run_id,
+        noise_commitment=_commitment(settings, run_id, noise),
         project_id=principal.project_id,
         model_id=model.id,
         cohort_id=body.cohort_id,
@@ -78,6 +86,7 @@ def create(tx: Tx, principal: Principal, body: RunCreate) -> RunInfo:
             # Ledger entries hold no floats: their text form depends on who writes them.
             "settings": settings.model_dump_json(),
             **({"cohort": str(body.cohort_id)} if body.cohort_id else {}),
+            **({"noise": run.noise_commitment} if run.noise_commitment else {}),
         },
     )
     return info(tx, run)
@@ -90,6 +99,18 @@ def _settled(tx: Tx, principal: Principal, body: RunCreate) -> RunSettings:
         return settings
     clients = len(arms.clients_in(tx, principal.project_id, body.cohort_id))
     return settings.model_copy(update={"arms": settings.arms.settled(clients)})
+
+
+def _commitment(settings: RunSettings, run_id: UUID, noise: bytes | None) -> str | None:
+    if settings.privacy.dp is None:
+        return None
+    if noise is None:
+        raise SettingsError(
+            "noise must come from a secret that only the coordinator has: set NOISE_KEY "
+            "(docs/DEPLOY.md), then create the run again",
+            code="noise_key_missing",
+        )
+    return commitment(run_secret(noise, str(run_id)))
 
 
 def _add_arm(tx: Tx, run: Run, name: str, base: Version) -> None:
@@ -155,7 +176,15 @@ def infos(tx: Tx, found: list[Run]) -> list[RunInfo]:
     )
     arms = {(run, name): (arm, last) for run, name, arm, last in tx.session.execute(query)}
     clients = _clients(tx, {run.project_id for run in found})
-    return [_info(run, arms, clients[run.project_id]) for run in found]
+    return [_accounted(tx, run, _info(run, arms, clients[run.project_id])) for run in found]
+
+
+def _accounted(tx: Tx, run: Run, shown: RunInfo) -> RunInfo:
+    if shown.settings.privacy.dp is None:
+        return shown
+    space = ParameterSpace.from_json(tx.session.get_one(Model, run.model_id).space)
+    account = accounting.account(shown.settings, space, published=shown.published)
+    return shown.model_copy(update={"privacy": account})
 
 
 def _clients(tx: Tx, projects: set[UUID]) -> Counter[UUID]:

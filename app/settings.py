@@ -67,6 +67,10 @@ class AppSettings(DatabaseSettings):
     ledger_key_previous: SecretStr | None = Field(
         None, description="The seed before LEDGER_KEY, while `admin rotate-ledger-key` runs."
     )
+    noise_key: SecretStr | None = Field(
+        None,
+        description="32 bytes in base64 that noise of privacy.dp comes from. Unset: no such runs.",
+    )
     ledger_origin: str = Field(
         "fedselect.local/ledger",
         pattern=r"^[^\s+]+$",
@@ -181,7 +185,7 @@ class AppSettings(DatabaseSettings):
             raise ValueError("at least 16 characters: `openssl rand -hex 32`")
         return value
 
-    @field_validator("ledger_key", "ledger_key_previous")
+    @field_validator("ledger_key", "ledger_key_previous", "noise_key")
     @classmethod
     def _ledger_key_is_a_seed(
         cls, value: SecretStr | None, info: ValidationInfo
@@ -200,6 +204,12 @@ class AppSettings(DatabaseSettings):
     def ledger_seed(self) -> bytes:
         """The 32 bytes of the ledger's Ed25519 key."""
         return base64.b64decode(self.ledger_key.get_secret_value())
+
+    @property
+    def noise_seed(self) -> bytes | None:
+        """The 32 bytes that the noise of all runs comes from, if there are any."""
+        given = self.noise_key.get_secret_value() if self.noise_key else ""
+        return base64.b64decode(given) if given else None
 
     @cached_property
     def pepper(self) -> bytes:

@@ -45,7 +45,10 @@ def grown(tx: Tx, run: Run, current: Round, *, at_least: int) -> None:
     accepted = _accepted(tx, current.id)
     if accepted % GROUP:
         return
-    goal = RunSettings.model_validate(run.settings).round.goal
+    settings = RunSettings.model_validate(run.settings)
+    if settings.privacy.dp is not None:  # its sum needs the lengths of whole deltas first
+        return
+    goal = settings.round.goal
     elements = tx.session.get_one(Model, run.model_id).elements
     if folding.due(accepted, elements=elements, goal=goal, at_least=at_least):
         parts = range(-(-elements // SHARD))

@@ -234,6 +234,7 @@ class Run(Table):
     state: Mapped[str]
     reason: Mapped[str | None]
     evaluation_ends: Mapped[datetime | None]
+    noise_commitment: Mapped[str | None]  # of the secret behind the noise of privacy.dp
     created_at: Mapped[datetime]
 
 

@@ -22,6 +22,7 @@ from rich.table import Table
 from app import backup, erasure, objects, retention, settings, verification, wiring
 from app.tables import Client
 from fedselect.errors import FedSelectError
+from fedselect.noise import run_secret
 from fedselect.retention import Collection
 
 out = Console()
@@ -39,6 +40,23 @@ def register(app: typer.Typer, admin: typer.Typer) -> None:
     app.command()(restore)
     panel = "On the deployment itself, without a key (break-glass)"
     admin.command("erase-client", rich_help_panel=panel)(erase_client)
+    admin.command("noise-secret", rich_help_panel=panel)(noise_secret)
+
+
+def noise_secret(
+    run: Annotated[UUID, typer.Argument(help="Of a run with privacy.dp.")],
+    root: Root = DEFAULT_ROOT,
+) -> None:
+    """Print a run's noise secret in hex, for an auditor who recomputes its versions.
+
+    With it, anyone can take the noise off what was published: it is for those who may see the
+    updates anyway.
+    """
+    with deployment(root) as core:
+        master = core.settings.noise_seed
+        if master is None:
+            raise FedSelectError("NOISE_KEY is not set", code="noise_key_missing")
+        typer.echo(run_secret(master, str(run)).hex())
 
 
 def gc(
@@ -101,7 +119,9 @@ def back_up(folder: Folder, root: Root = DEFAULT_ROOT, as_json: AsJson = False) 
         typer.echo(json.dumps({**facts, "folder": str(folder)}))
         return
     out.print(f"{len(found.files):,} files, {found.size:,} bytes, schema {found.schema}: {folder}")
-    out.print("Keep the settings (KEY_PEPPER, LEDGER_KEY) elsewhere: they are not in it.")
+    out.print(
+        "Keep the settings (KEY_PEPPER, LEDGER_KEY, NOISE_KEY) elsewhere: they are not in it."
+    )
 
 
 def restore(

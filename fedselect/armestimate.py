@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from typing import TypeVar
 
+from fedselect.accounting import account, useless
 from fedselect.estimate import estimate
 from fedselect.estimatedocs import (
     Against,
@@ -35,12 +36,13 @@ def estimate_run(
     """:func:`~fedselect.estimate.estimate` of a run with all of its arms.
 
     Raises:
-        SettingsError: link_unknown, or too few clients for any round (``settings_invalid``).
+        SettingsError: link_unknown, too few clients for any round (``settings_invalid``), or
+            ``accountant_missing``.
         SpaceError: a policy does not fit the model.
     """
     arms = asked.settings.arms
     if arms is None:
-        return estimate(asked, space, round_seconds=round_seconds)
+        return _accounted(estimate(asked, space, round_seconds=round_seconds), asked, space)
     arms = arms.settled(asked.clients)
     names = [policy.name for policy in arms.policies]
     parallel = arms.mode == "parallel"
@@ -66,6 +68,15 @@ def estimate_run(
             ],
         }
     )
+
+
+def _accounted(found: Estimate, asked: EstimateCreate, space: ParameterSpace) -> Estimate:
+    """With what differential privacy promises, and whether such a run would be refused."""
+    privacy = account(asked.settings, space, accuracy_cost=asked.measured.accuracy_cost)
+    fault = useless(asked.settings, space)
+    words = [] if fault is None else [f"A run with these settings is refused: {fault}."]
+    said = {"privacy": privacy, "assumptions": [*words, *found.assumptions]}
+    return found.model_copy(update=said)
 
 
 _TIME = (

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from fedselect.protocol import PrivacyAccount
 from fedselect.versiondocs import CardEvaluation, CardOrigin, VersionCard
 
 NAMES = {
@@ -19,15 +20,19 @@ NAMES = {
 
 
 def limitations(
-    origin: CardOrigin | None, evaluation: CardEvaluation | None, *, recomputable: bool
+    origin: CardOrigin | None,
+    evaluation: CardEvaluation | None,
+    *,
+    recomputable: bool,
+    privacy: PrivacyAccount | None = None,
 ) -> list[str]:
     """What nobody should read into a version."""
     found = [
         "These are the shared parameters. What clients keep personal never left them and is not in "
         "this version; a client without a personal part should train before it serves.",
-        "No differential privacy was applied to it.",
+        "No differential privacy was applied to it." if privacy is None else privacy.claim,
     ]
-    if origin is not None and origin.round_number is not None:
+    if origin is not None and origin.round_number is not None and privacy is None:
         k = origin.settings.round.min_contributors
         found.append(
             "An element that a single client shares is that client's own value (min_contributors "
@@ -64,6 +69,8 @@ def _lines(card: VersionCard) -> Iterator[str]:
         ("never travel", f"{counts.personal:,} personal, {counts.frozen:,} frozen"),
     )
     yield from _why(card)
+    if card.privacy is not None:
+        yield from _how_private(card.privacy)
     if card.evaluation is not None:
         yield from _how_good(card.evaluation)
     yield from ("", "## Limits", "")
@@ -97,6 +104,15 @@ def _why(card: VersionCard) -> Iterator[str]:
     else:
         rows.append(("", "the weights that the run began with"))
     yield from _table(*rows)
+
+
+def _how_private(found: PrivacyAccount) -> Iterator[str]:
+    yield from ("", "## Differential privacy", "")
+    yield from _table(
+        ("ε of this and all earlier versions", f"{found.spent:.3g} at δ = {found.delta:g}"),
+        ("budget of the run", f"ε = {found.budget:g}, {found.rounds} rounds"),
+        ("clip and noise", f"{found.clip:g}, {found.noise:.3g} times that on a round's sum"),
+    )
 
 
 def _how_good(found: CardEvaluation) -> Iterator[str]:

@@ -9,10 +9,12 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
+from hashlib import sha256
 from typing import Any
 
 import numpy as np
 
+from fedselect.accounting import noise_rule
 from fedselect.aggregate import Contribution, aggregate
 from fedselect.deltafiles import step
 from fedselect.deltas import DeltaEncoding, delta_encoding
@@ -23,8 +25,11 @@ from fedselect.growth import bounds, course
 from fedselect.heterogeneity import Divergence, divergence
 from fedselect.layout import header_size, read_step_layout, read_update_layout
 from fedselect.masks import Mask
+from fedselect.noise import round_key
 from fedselect.personal import PersonalState, derive_seed
-from fedselect.policies import RunSettings
+from fedselect.policies import Privacy, RunSettings
+from fedselect.private import noise_alone
+from fedselect.simulate import Simulation, simulate
 from fedselect.space import FloatVector, ParameterSpace
 from fedselect.task import Task
 from fedselect.training import TorchLearner
@@ -40,6 +45,7 @@ MOST_CLIENTS = 4  # that take part in a dry run of the coding
 WARM = 3  # of its rounds do not count: what an encoding loses is added to the next deltas
 COUNTED = 2  # rounds under the first masks, and as many under the last ones
 TIMED_STEPS = 10
+NOISY_ROUNDS = 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +58,8 @@ class DryRun:
 
 
 def measure(tasks: Mapping[str, Task], settings: RunSettings) -> DryRun:
-    """Time a step of the first task and code real deltas of up to four of them.
+    """Time a step of the first task and code real deltas of up to four of them; with
+    ``privacy.dp`` simulate what its noise costs all of them.
 
     Raises:
         FedSelectError: no tasks.
@@ -66,7 +73,10 @@ def measure(tasks: Mapping[str, Task], settings: RunSettings) -> DryRun:
     if settings.wire.encoding != "f32":
         up, down = _coding(few, settings)
     measured = Measured(
-        step_seconds=_step_seconds(learner, settings), value_bytes_up=up, value_bytes_down=down
+        step_seconds=_step_seconds(learner, settings),
+        value_bytes_up=up,
+        value_bytes_down=down,
+        accuracy_cost=noise_cost(tasks, settings),
     )
     return DryRun(learner.space, next(iter(tasks.values())).examples(), measured)
 
@@ -184,6 +194,42 @@ class _Federation:
             meta, done, base=base, before=before, known=None, send_mask=True
         )
         return data, done.mask
+
+
+# --- what noise costs ---------------------------------------------------------------------------
+
+
+def noise_cost(tasks: Mapping[str, Task], settings: RunSettings) -> float | None:
+    """Points of pooled accuracy that the noise of ``privacy.dp`` alone costs; None without it.
+
+    Two runs of the tasks that are alike but for the noise of a goal of clients on every version:
+    what clipping costs is not in it. Of a long run the first ``NOISY_ROUNDS`` rounds.
+    """
+    if settings.privacy.dp is None:
+        return None
+    space = TorchLearner(next(iter(tasks.values()))).space
+    rule = noise_rule(settings, space)
+    key = sha256(f"dry run/{settings.seed}".encode()).digest()
+
+    def noise(number: int) -> FloatVector:
+        return noise_alone(rule, round_key(key, str(number)), space.dim)
+
+    few = {"min_contributors": min(len(tasks), settings.round.min_contributors)}
+    short = settings.model_copy(
+        update={
+            "rounds": min(settings.rounds, NOISY_ROUNDS),
+            "privacy": Privacy(),
+            "round": settings.round.model_copy(update=few),
+        }
+    )
+    plain, noised = (_pooled(simulate(tasks, short, noise=each)) for each in (None, noise))
+    return 100 * (plain - noised)
+
+
+def _pooled(done: Simulation) -> float:
+    """What all clients together get right of their held-out examples, each after its training."""
+    scores = [found["post"] for found in done.scores.values()]
+    return sum(s.correct for s in scores) / max(1, sum(s.total for s in scores))
 
 
 # --- how clients pull --------------------------------------------------------------------------

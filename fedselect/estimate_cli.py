@@ -24,6 +24,7 @@ from fedselect.estimate import single_tensor
 from fedselect.estimatedocs import Estimate, EstimateCreate
 from fedselect.heterogeneity import LABEL
 from fedselect.policies import PRESETS, RunSettings, Wire, preset_run
+from fedselect.protocol import PrivacyAccount
 from fedselect.space import ParameterSpace
 from fedselect.tasks import EXAMPLES, client_tasks, load_task, task_arguments
 
@@ -179,6 +180,8 @@ def _show(found: Estimate, pulled: Divergence | None) -> None:
         console.print(table)
     if found.arms:
         console.print(_arms(found))
+    if found.privacy is not None:
+        console.print(_private(found.privacy))
     console.print(_sheet(found))
     if pulled is not None:
         console.print(
@@ -229,6 +232,19 @@ def _arms(found: Estimate) -> Table:
     for row in found.arms:
         cells = (f"{row.clients:,}", size(row.run.up), size(row.run.down), f"{row.of_fedavg:.3f}")
         table.add_row(row.name, *cells)
+    return table
+
+
+def _private(found: PrivacyAccount) -> Table:
+    table = _table("Differential privacy", "", "")
+    cost = found.accuracy_cost
+    for name, text in {
+        f"ε of {found.rounds} rounds, δ = {found.delta:g}": f"{found.epsilon:.3g}",
+        "budget": f"{found.budget:g}",
+        "noise against the farthest clients could move": f"{found.noise_share:.3g}",
+        "points that noise alone cost": "not measured" if cost is None else f"{cost:.1f}",
+    }.items():
+        table.add_row(name, text)
     return table
 
 

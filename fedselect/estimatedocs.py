@@ -13,7 +13,7 @@ from pydantic import Field, StringConstraints, model_validator
 
 from fedselect.deltas import Encoding
 from fedselect.policies import RunSettings
-from fedselect.protocol import Answer, Request
+from fedselect.protocol import Answer, PrivacyAccount, Request
 from fedselect.scalars import Count, Real, Whole
 from fedselect.space import MAX_ELEMENTS
 
@@ -32,6 +32,9 @@ class Measured(Request):
     )
     value_bytes_down: Real | None = Field(
         None, gt=0, le=8, description="Per element of a version's delta file."
+    )
+    accuracy_cost: Real | None = Field(
+        None, ge=-100, le=100, description="Points that the noise of `privacy.dp` alone cost."
     )
 
 
@@ -186,6 +189,7 @@ class Estimate(Answer):
     server: ServerWork
     storage: Storage
     against: Against
+    privacy: PrivacyAccount | None = Field(None, description="Of a run with differential privacy.")
     assumptions: list[str] = Field(description="What was not known, in words.")
     arms: list[ArmEstimate] = Field([], description="Each of a run of several.")
 

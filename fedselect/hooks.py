@@ -31,6 +31,7 @@ Event = Literal[
     "client.revoked",
     "client.harmed",
     "rollout.held",
+    "budget.reached",
     "job.failed",
     "key.issued",
     "key.revoked",

@@ -16,6 +16,7 @@ from pydantic import Field, model_validator
 from fedselect.deltas import Encoding
 from fedselect.errors import SettingsError
 from fedselect.policy import Policy, Settings, later
+from fedselect.privacy import Dp, Privacy, contradiction
 from fedselect.scalars import Real, Whole
 
 __all__ = [
@@ -25,8 +26,10 @@ __all__ = [
     "PARALLEL_BELOW",
     "PRESETS",
     "Arms",
+    "Dp",
     "Limits",
     "Policy",
+    "Privacy",
     "Reporting",
     "RoundPolicy",
     "RunSettings",
@@ -206,6 +209,7 @@ class RunSettings(Settings):
     wire: Wire = Wire()
     report: Reporting = Reporting()
     arms: Arms | None = later(None)
+    privacy: Privacy = later(Privacy())
 
     @model_validator(mode="after")
     def _policy_is_the_first_arms(self) -> Self:
@@ -233,6 +237,13 @@ class RunSettings(Settings):
                     f"participation {first + 1}, but the run has {self.rounds} rounds; raise "
                     "rounds, or lower policy.start_round or policy.interval"
                 )
+        return self
+
+    @model_validator(mode="after")
+    def _privacy_holds(self) -> Self:
+        fault = contradiction(self)
+        if fault is not None:
+            raise ValueError(fault)
         return self
 
     @property
@@ -273,6 +284,16 @@ class RunSettings(Settings):
                 f"goal {self.round.goal} is below 2 × min_contributors "
                 f"{self.round.min_contributors}: many elements will stay frozen"
             )
+        if self.privacy.dp is not None:
+            found.append(
+                "with privacy.dp every element that may travel moves by a noised sum over the "
+                "goal: min_contributors does not apply, and where few share it moves less"
+            )
+            if clients and self.privacy.dp.delta * clients > 1:
+                found.append(
+                    f"δ {self.privacy.dp.delta:g} is above 1 / {clients} clients: it allows to "
+                    "publish one of them whole; give privacy.dp.delta a tenth of that, or less"
+                )
         if clients:
             found += self._unreached(clients * self.parallel / len(self.policies))
         return found

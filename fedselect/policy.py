@@ -215,6 +215,20 @@ class Policy(Settings):
         most = floor | Mask.over(space, self.may_turn(space))
         return (most if self.fixed and not self.late else floor), most
 
+    def never_travels(self, space: ParameterSpace) -> list[tuple[int, int]]:
+        """Ranges [first, last) of elements that are personal in every mask, in order.
+
+        Raises:
+            SpaceError: the model has nothing of what is to be personal.
+        """
+        kept = set(self.may_turn(space)) if self.fixed and not self.late else set()
+        found: list[tuple[int, int]] = []
+        for slot in space.slots:
+            if slot in kept or slot.role in {Role.PERSONAL, Role.FROZEN}:
+                begins = slot.offset if not found or found[-1][1] < slot.offset else found.pop()[0]
+                found.append((begins, slot.offset + slot.size))
+        return found
+
     def may_turn(self, space: ParameterSpace) -> tuple[Slot, ...]:
         """The tensors whose elements this policy may turn personal.
 

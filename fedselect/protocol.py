@@ -198,6 +198,36 @@ class ArmInfo(Answer):
     published: int = Field(description="Rounds published in this arm so far.")
 
 
+PRIVACY_CLAIM = (
+    "Whoever knows all published versions of the run learns within (ε, δ) the same of everything "
+    "that one client has sent in it, values and masks together, as if it had sent zeros. Accounted "
+    "without amplification by sampling, as if every client took part in every round. Not covered: "
+    "that a client takes part; what the coordinator holds itself (updates, masks, metrics, "
+    "reports, evaluations); other runs with the same clients, whose budgets add up."
+)
+
+
+class PrivacyAccount(Answer):
+    """The (ε, δ) of a run with differential privacy, and how large its noise is."""
+
+    budget: float = Field(description="ε at which the run stops.")
+    delta: float
+    clip: float
+    noise: float = Field(description="The noise multiplier as it is accounted.")
+    rounds: int = Field(description="That the budget allows, at most those of the run.")
+    epsilon: float = Field(description="Of so many rounds.")
+    spent: float = Field(description="ε of the rounds published so far.")
+    noise_share: float = Field(
+        description="Length of all noise against the farthest that clients could move the model "
+        "together; above 1 a run is refused."
+    )
+    clients_needed: int = Field(description="The least goal at which it would not be.")
+    accuracy_cost: float | None = Field(
+        None, description="Points that noise alone cost in a dry run; null: not measured."
+    )
+    claim: str = PRIVACY_CLAIM
+
+
 class RunInfo(Answer):
     """A run and how far it is."""
 
@@ -211,6 +241,9 @@ class RunInfo(Answer):
     reason: str | None
     settings: RunSettings
     warnings: list[str]
+    privacy: PrivacyAccount | None = Field(
+        None, description="Of a run with differential privacy: what is spent, and promised."
+    )
     published: int = Field(description="Rounds published so far, in every arm.")
     created_at: datetime
 
@@ -274,15 +307,31 @@ class ManifestUpdate(Answer):
     weight: int
 
 
+class ManifestNoise(Answer):
+    """Differential privacy of a round in whole numbers; a step is 2**``step``."""
+
+    step: int
+    bound: int = Field(description="Steps that a client's delta is long at most.")
+    sigma: int = Field(description="Standard deviation of the noise on the sum, in steps.")
+    goal: int = Field(description="What the sum is divided by, however many clients there are.")
+    still: list[tuple[int, int]] = Field(
+        description="Ranges [first, last) of elements that never travel, and get no noise."
+    )
+    commitment: str = Field(description="Of the run's secret, which its noise is drawn with.")
+
+
 class Manifest(Answer):
     """Everything a round's aggregation depends on, frozen when the round closed.
 
     Its digest is SHA-256 over canonical JSON (RFC 8785). The updates stand in the order of
     acceptance; they are summed in groups of ``group`` and the group sums folded from the left.
-    Format 1 is of runs that exchange float32 values, and says nothing of an encoding.
+    Format 1 is of runs that exchange float32 values, and says nothing of an encoding. Only
+    format 4 has ``noise``: its rounds are summed by ``fedselect.private``.
     """
 
-    format: Literal["fedselect-manifest/1", "fedselect-manifest/2"] = "fedselect-manifest/1"
+    format: Literal["fedselect-manifest/1", "fedselect-manifest/2", "fedselect-manifest/4"] = (
+        "fedselect-manifest/1"
+    )
     encoding: Encoding = "f32"
     run: str
     arm: str
@@ -295,6 +344,7 @@ class Manifest(Answer):
     min_contributors: int
     group: int
     shard: int
+    noise: ManifestNoise | None = None
     updates: list[ManifestUpdate]
 
     # Not annotated: pydantic then describes the fields in OpenAPI, and not what this returns.
@@ -303,6 +353,8 @@ class Manifest(Answer):
         document: dict[str, Any] = handler(self)
         if self.format == "fedselect-manifest/1":
             del document["encoding"]
+        if self.noise is None:
+            del document["noise"]
         return document
 
 

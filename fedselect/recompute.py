@@ -17,6 +17,8 @@ from fedselect.audit import canonical_json
 from fedselect.deltafiles import step
 from fedselect.errors import LedgerError
 from fedselect.masks import Mask
+from fedselect.noise import commitment, round_key
+from fedselect.private import private_mean
 from fedselect.protocol import Manifest, ManifestUpdate
 
 Read = Callable[[str], bytes]
@@ -27,17 +29,22 @@ def manifest_digest(manifest: Manifest) -> str:
     return hashlib.sha256(canonical_json(manifest.model_dump(mode="json"))).hexdigest()
 
 
-def recompute(manifest: Manifest, read: Read) -> bytes:
+def recompute(manifest: Manifest, read: Read, *, secret: bytes | None = None) -> bytes:
     """The version file that a manifest leads to; ``read`` gives an object's bytes by its key.
 
+    ``secret`` is that of the run, if its manifests speak of noise (``noise.run_secret``).
+
     Raises:
-        LedgerError: a file is not the one that the manifest names.
+        LedgerError: a file is not the one that the manifest names, or ``secret`` not the one that
+            it is bound to (``noise_secret``).
         WireError: a file is malformed.
     """
-    return recompute_files(manifest, read)[0]
+    return recompute_files(manifest, read, secret=secret)[0]
 
 
-def recompute_files(manifest: Manifest, read: Read) -> tuple[bytes, bytes | None]:
+def recompute_files(
+    manifest: Manifest, read: Read, *, secret: bytes | None = None
+) -> tuple[bytes, bytes | None]:
     """The version file, and in a run of deltas the delta file that leads to it; see
     :func:`recompute`.
 
@@ -48,10 +55,25 @@ def recompute_files(manifest: Manifest, read: Read) -> tuple[bytes, bytes | None
     base = wire.decode_version(version, space_digest=manifest.space, dim=manifest.elements)
     parts = [_contribution(manifest, update, read) for update in manifest.updates]
     k, encoding = manifest.min_contributors, manifest.encoding
+    deltas = encoding != "f32"
+    if manifest.noise is not None:
+        key = _noise_key(manifest, secret)
+        found = private_mean(base, parts, manifest.noise, key, deltas=deltas)
+    else:
+        found = reference(np.zeros_like(base) if deltas else base, parts, k)
     if encoding == "f32":
-        return wire.encode_version(manifest.space, reference(base, parts, k)), None
-    mean = reference(np.zeros_like(base), parts, k)
-    return step(version, mean, space=manifest.space, encoding=encoding)
+        return wire.encode_version(manifest.space, found), None
+    return step(version, found, space=manifest.space, encoding=encoding)
+
+
+def _noise_key(manifest: Manifest, secret: bytes | None) -> bytes:
+    if manifest.noise is None or secret is None or commitment(secret) != manifest.noise.commitment:
+        raise LedgerError(
+            "the manifest's noise needs the secret that it is bound to: the operator prints it "
+            "with fedselect admin noise-secret",
+            code="noise_secret",
+        )
+    return round_key(secret, manifest_digest(manifest))
 
 
 def _contribution(manifest: Manifest, update: ManifestUpdate, read: Read) -> Contribution:

@@ -14,6 +14,7 @@ from hashlib import sha256
 
 import numpy as np
 
+from fedselect.accounting import noise_rule
 from fedselect.aggregate import Contribution, aggregate
 from fedselect.deltafiles import step
 from fedselect.downloads import DeltaFacts, cheapest
@@ -21,8 +22,10 @@ from fedselect.errors import FedSelectError, SpaceError
 from fedselect.feedback import write_update
 from fedselect.filesizes import version_size
 from fedselect.masks import Mask
+from fedselect.noise import round_key
 from fedselect.personal import Participation, PersonalState, Score, derive_seed
 from fedselect.policies import RunSettings
+from fedselect.private import private_mean
 from fedselect.space import FloatVector, ParameterSpace
 from fedselect.task import Task
 from fedselect.training import TorchLearner
@@ -66,6 +69,7 @@ def simulate(
     *,
     order: Order | None = None,
     progress: Callable[[int], None] | None = None,
+    noise: Callable[[int], FloatVector] | None = None,
 ) -> Simulation:
     """Run all rounds, then let every client evaluate.
 
@@ -73,6 +77,7 @@ def simulate(
     in a round, in the order in which the updates count as accepted (all of them by name if None):
     sums are taken in it, see also :func:`sampled`. A client that comes later starts from the shared
     model of its first round. ``progress(round)`` is called after each round; rounds count from 1.
+    ``noise(round)`` (D,) is added to what each round publishes, to see what it would cost.
 
     Raises:
         FedSelectError: no tasks, or an order of nobody, of strangers or of somebody twice.
@@ -91,7 +96,8 @@ def simulate(
             name: clients[name].take_part(coordinator, settings, number=number)
             for name in sorted(accepted)
         }
-        coordinator.publish([updates[name] for name in accepted], settings)
+        extra = None if noise is None else noise(number)
+        coordinator.publish([updates[name] for name in accepted], settings, noise=extra)
         if progress is not None:
             progress(number)
     return _result(coordinator, clients, settings, origin=origin)
@@ -183,20 +189,37 @@ class _Coordinator:
         self._steps: list[DeltaFacts] = []
         self._record(encode_version(self.space.digest, self.values))
 
-    def publish(self, accepted: Sequence[Update], settings: RunSettings) -> None:
-        """Aggregate a round's updates in the order accepted."""
+    def publish(
+        self,
+        accepted: Sequence[Update],
+        settings: RunSettings,
+        *,
+        noise: FloatVector | None = None,
+    ) -> None:
+        """Aggregate a round's updates in the order accepted, and add ``noise`` (D,)."""
         by_examples = settings.round.weighting == "examples"
         parts = [
             Contribution(u.mask, u.values, float(u.meta.examples) if by_examples else 1.0)
             for u in accepted
         ]
-        k, encoding = settings.round.min_contributors, settings.wire.encoding
-        if encoding == "f32":
-            values = aggregate(self.values, parts, k)
-            self._record(encode_version(self.space.digest, values))
+        encoding = settings.wire.encoding
+        base = self.values if encoding == "f32" else np.zeros_like(self.values)
+        if settings.privacy.dp is None:
+            found = aggregate(base, parts, settings.round.min_contributors)
         else:
-            mean = aggregate(np.zeros_like(self.values), parts, k)
-            self._record(*step(self._file, mean, space=self.space.digest, encoding=encoding))
+            found = self._noised(parts, settings)
+        if noise is not None:
+            found = found + noise
+        if encoding == "f32":
+            self._record(encode_version(self.space.digest, found))
+        else:
+            self._record(*step(self._file, found, space=self.space.digest, encoding=encoding))
+
+    def _noised(self, parts: Sequence[Contribution], settings: RunSettings) -> FloatVector:
+        rule = noise_rule(settings, self.space)
+        secret = sha256(f"{RUN}/{settings.seed}".encode()).digest()  # as good as any, and known
+        key = round_key(secret, self.versions[-1])
+        return private_mean(self.values, parts, rule, key, deltas=settings.wire.encoding != "f32")
 
     def _record(self, file: bytes, delta: bytes | None = None) -> None:
         self._file = file

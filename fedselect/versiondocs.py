@@ -14,7 +14,7 @@ from pydantic import Field
 
 from fedselect.deltas import Encoding
 from fedselect.policies import RunSettings
-from fedselect.protocol import Answer, VersionInfo
+from fedselect.protocol import Answer, PrivacyAccount, VersionInfo
 
 
 class SpaceDocument(Answer):
@@ -148,6 +148,9 @@ class VersionCard(Answer):
     origin: CardOrigin | None = Field(description="None for a model's registered weights.")
     evaluation: CardEvaluation | None = Field(
         description="None if fewer clients than the run's `report.min_clients` have reported."
+    )
+    privacy: PrivacyAccount | None = Field(
+        None, description="Of a run with differential privacy, up to and with this version."
     )
     limitations: list[str]
     markdown: str = Field(description="The same for people.")

@@ -41,7 +41,7 @@ ROOMS = {
     "kernels": Room(
         tuple(
             f"fedselect/{name}.py"
-            for name in ("kernels", "lanes", "aggregate", "robust", "recompute")
+            for name in ("kernels", "lanes", "aggregate", "robust", "private", "recompute")
         ),
         ours=("light", "kernels"),
         libraries=SCIENCE | {"numba", "llvmlite"},
@@ -84,6 +84,7 @@ ROOMS = {
 }
 EXTRA_LIBRARIES = {  # single files that may use more than their room
     "fedselect/client.py": {"httpx"},
+    "fedselect/accounting.py": {"dp_accounting"},
     "fedselect/agent.py": {"httpx"},
     "*/*cli.py": {"typer", "rich"},
     "fedselect/admin*.py": {"typer"},

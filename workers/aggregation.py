@@ -14,7 +14,9 @@ from app.jobs import Lease, LeaseLost, Progress
 from app.rounds import StoredFile
 from app.tables import Round
 from app.wiring import Coordinator
-from workers import folding, shards
+from fedselect.aggregate import Accumulator
+from fedselect.private import PrivateSum
+from workers import folding, noising, shards
 from workers.copying import Copy
 from workers.pieces import Joined, Pieces
 
@@ -31,10 +33,15 @@ def aggregate_part(core: Coordinator, lease: Lease, progress: Progress) -> None:
         _note(tx, lease, "aggregation.begun", manifest=manifests.digest(tx, lease.subject_id))
     start = lease.part * shard
     span = (start, min(start + shard, manifest.elements))
-    accumulator = folding.begun(core.storage, known, updates, span, progress)
     base = shards.read_base(core.storage, manifest, *span)
+    total: Accumulator | PrivateSum
+    if manifest.noise is None:
+        total = folding.begun(core.storage, known, updates, span, progress)
+    else:
+        key = noising.key(core, manifest)
+        total = noising.summed(core.storage, manifest, span, key, progress)
     pieces = Pieces(core.storage, manifest, lease.subject_id)
-    digest, keys = pieces.store(lease.part, accumulator, base)
+    digest, keys = pieces.store(lease.part, total, base)
     try:
         with core.db.transaction(ACTOR, "aggregate.done") as tx:
             _note(tx, lease, "aggregation.done", sha256=digest)

@@ -12,14 +12,13 @@ import io
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import chain
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 from uuid import UUID
 
 import numpy as np
 
 from app.storage import Storage
 from fedselect import wire
-from fedselect.aggregate import Accumulator
 from fedselect.deltafiles import DeltaMeta, advance, delta_head
 from fedselect.deltas import PLANES, DeltaEncoding
 from fedselect.masks import BLOCK
@@ -27,6 +26,13 @@ from fedselect.protocol import Manifest
 from fedselect.space import FloatVector
 
 VALUES, DELTA = "", ".delta"  # how the key of a piece ends
+
+
+class Finishing(Protocol):
+    """What has summed the updates of a range: an ``Accumulator`` or a ``PrivateSum``."""
+
+    def finish(self, base: FloatVector, k: int) -> FloatVector:
+        """The new values of the range, or with zeros for ``base`` their mean delta."""
 
 
 class Joined(NamedTuple):
@@ -44,7 +50,7 @@ class Pieces:
     manifest: Manifest
     round_id: UUID
 
-    def store(self, part: int, sums: Accumulator, base: FloatVector) -> tuple[str, list[str]]:
+    def store(self, part: int, sums: Finishing, base: FloatVector) -> tuple[str, list[str]]:
         """Finish one shard from the sums of all its updates and the base's values, (n,), and put
         its pieces into the store; returns their SHA-256 (hex) and their keys.
 
@@ -57,7 +63,7 @@ class Pieces:
         digest = hashlib.sha256(b"".join(files.values())).hexdigest()
         return digest, [self._key(part, kind) for kind in files]
 
-    def _finish(self, sums: Accumulator, base: FloatVector) -> Iterator[tuple[str, bytes]]:
+    def _finish(self, sums: Finishing, base: FloatVector) -> Iterator[tuple[str, bytes]]:
         encoding, k = self.manifest.encoding, self.manifest.min_contributors
         if encoding == "f32":
             yield VALUES, sums.finish(base, k).astype("<f4").tobytes()

@@ -214,13 +214,20 @@ def reserve_weights(model_id: UUID, body: UploadReserve, call: Call = WRITE) -> 
         409,
         codes={
             409: ["run_name_taken", "model_without_weights"],
-            422: ["settings_invalid", "space_invalid"],
+            422: [
+                "settings_invalid",
+                "space_invalid",
+                "privacy_useless",
+                "accountant_missing",
+                "noise_key_missing",
+            ],
         },
     ),
 )
 def create_run(body: RunCreate, call: Call = WRITE) -> RunInfo:
     """Unknown settings are refused; `warnings` names those that are rarely meant."""
-    return call.create(body, lambda tx: runs.create(tx, call.who, body), RunInfo)
+    noise = call.core.settings.noise_seed
+    return call.create(body, lambda tx: runs.create(tx, call.who, body, noise=noise), RunInfo)
 
 
 @router.get("/runs", operation_id="listRuns", summary="List runs", responses=problems(401, 403))

@@ -237,6 +237,7 @@ def settings(
     arms: Json | None = None,
     encoding: str = "f32",
     report: Json | None = None,
+    dp: Json | None = None,
     **rules: Any,
 ) -> Json:
     """Run settings without over-selection or second tries; ``rules`` are those of the round."""
@@ -252,6 +253,7 @@ def settings(
         "round": rules,
         "wire": {"encoding": encoding},
         "report": report or {},
+        **({"privacy": {"dp": dp}} if dp else {}),
     }
 
 

@@ -8,6 +8,7 @@ from typing import Any
 from uuid import UUID
 
 import pytest
+
 from app.jobs import Lease, Progress
 from app.wiring import Coordinator
 from fedselect.policies import RunSettings
