@@ -4,7 +4,7 @@ BIN := .venv/bin
 TASK ?= watch
 READY := .venv/.ready
 
-.PHONY: install demo test soak check audit bench openapi format constraints clean
+.PHONY: install demo test soak check audit bench study openapi format constraints clean
 .DELETE_ON_ERROR:
 
 install: $(READY)
@@ -41,6 +41,13 @@ audit: $(READY)  ## known vulnerabilities of what constraints.txt names; fails, 
 
 bench: $(READY)  ## speed, as ratios against named references; QUICK=1 (small, docs unchanged) ONLY=name
 	$(BIN)/python -m bench $(if $(QUICK),--quick) $(addprefix --only ,$(ONLY))
+
+study: $(READY)  ## policies over splits and seeds, resumable, into docs/STUDY.md; QUICK=1 (three on three, docs unchanged) ONLY=split-or-policy MINUTES=number
+ifeq ($(QUICK),)
+	$(BIN)/fedselect study docs/study/full.toml --results docs/study/results --page docs/STUDY.md --golden tests/golden/study.json $(addprefix --only ,$(ONLY)) $(if $(MINUTES),--minutes $(MINUTES))
+else
+	$(BIN)/fedselect study docs/study/quick.toml --results .study/quick --golden tests/golden/study.json $(addprefix --only ,$(ONLY)) $(if $(MINUTES),--minutes $(MINUTES))
+endif
 
 openapi: $(READY)  ## write docs/openapi.json and docs/pilot.schema.json anew; BREAKING=1 if it is to break clients
 	$(BIN)/python -m tests.contract $(if $(BREAKING),--breaking)

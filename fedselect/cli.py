@@ -10,7 +10,6 @@ from __future__ import annotations
 import hashlib
 import json
 import sys
-from dataclasses import dataclass
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from typing import Annotated, Any
@@ -26,6 +25,7 @@ import fedselect
 from fedselect import audit, wire
 from fedselect.deltas import Frames, Ranks, delta_encoding, dense_rank
 from fedselect.errors import FedSelectError, WireError
+from fedselect.halves import HALVES, Half
 from fedselect.keyoption import from_environment
 from fedselect.layout import read_step_layout
 from fedselect.maskcoding import decode_mask
@@ -34,52 +34,6 @@ from fedselect.masks import BLOCK, Mask, packed_size
 GROUP = "fedselect.commands"
 FINITE_BLOCK = 1 << 20  # values checked at a time
 Bytes = npt.NDArray[np.uint8]
-
-
-@dataclass(frozen=True)
-class Half:
-    """Commands that another part of the distribution brings, and the extra that it needs."""
-
-    extra: str
-    commands: dict[str, str]
-    joins: tuple[str, ...] = ()  # groups of ours that it adds commands to
-
-    @property
-    def cure(self) -> str:
-        """What to do when it is missing."""
-        return f"pip install 'fedselect[{self.extra}]'" if self.extra else "see its documentation"
-
-
-# What to say of a half that is not installed; test_cli.py compares it with the real commands.
-HALVES = {
-    "learning": Half(
-        "torch",
-        {
-            "agent": "Take part in runs with a task of your own.",
-            "compare": "Run several policies in this process and say which to use.",
-            "estimate": "Say what a run would cost.",
-            "explain": "Explain what of this site's model is its own.",
-            "export": "Write a version as a plain state_dict.",
-            "import": "Make a parameter space and version 0 of a model.",
-            "personalized": "Write this client's own model as a plain state_dict.",
-            "simulate": "Run a whole federation in this process.",
-        },
-    ),
-    "server": Half(
-        "server",
-        {
-            "up": "Start the whole service on this machine.",
-            "down": "Stop what `up` started.",
-            "status": "Show what runs.",
-            "jobs": "Look at the coordinator's work and retry it.",
-            "storage": "Try what the object store enforces.",
-            "gc": "Delete what is too old.",
-            "backup": "Write database and bucket to a folder.",
-            "restore": "Read them back, and verify everything.",
-        },
-        joins=("admin",),
-    ),
-}
 OWN_PACKAGES = {"fedselect", "app", "workers"}
 
 File = Annotated[Path, typer.Argument(exists=True, dir_okay=False, readable=True)]

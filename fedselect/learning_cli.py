@@ -17,7 +17,15 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
-from fedselect import agent_cli, arms_cli, estimate_cli, explain_cli, versions_cli
+from fedselect import (
+    agent_cli,
+    arms_cli,
+    data_cli,
+    estimate_cli,
+    explain_cli,
+    study_cli,
+    versions_cli,
+)
 from fedselect.effects import WORSE_POINTS
 from fedselect.errors import SettingsError
 from fedselect.policies import PRESETS, RunSettings, Training, preset_run
@@ -35,8 +43,10 @@ def register(app: typer.Typer) -> None:
     """Add the learning commands to the ``fedselect`` command."""
     agent_cli.register(app)
     arms_cli.register(app)
+    data_cli.register(app)
     estimate_cli.register(app)
     explain_cli.register(app)
+    study_cli.register(app)
     versions_cli.register(app)
     app.command("simulate")(simulate)
 

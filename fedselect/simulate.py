@@ -84,23 +84,13 @@ def simulate(
         SpaceError: the tasks' models differ.
         TrainingError: a client's training failed.
     """
-    if settings.arms is not None:
-        raise FedSelectError("a run with arms is simulated by simulate_arms", code="task_invalid")
-    clients = _enrol(tasks)
-    coordinator = _Coordinator(next(iter(clients.values())).learner)
-    origin = coordinator.values
-    names = sorted(clients)
+    run = SimulatedRun(tasks, settings)
     for number in range(1, settings.rounds + 1):
-        accepted = names if order is None else _checked(order(number, list(names)), names)
-        updates = {
-            name: clients[name].take_part(coordinator, settings, number=number)
-            for name in sorted(accepted)
-        }
-        extra = None if noise is None else noise(number)
-        coordinator.publish([updates[name] for name in accepted], settings, noise=extra)
+        accepted = run.names if order is None else order(number, list(run.names))
+        run.round(accepted, noise=None if noise is None else noise(number))
         if progress is not None:
             progress(number)
-    return _result(coordinator, clients, settings, origin=origin)
+    return run.result()
 
 
 def simulate_arms(
@@ -154,28 +144,94 @@ def sampled(share: float, seed: int) -> Order:
     return order
 
 
-def _result(
-    coordinator: _Coordinator,
-    clients: Mapping[str, _Client],
-    settings: RunSettings,
-    *,
-    origin: FloatVector,
-) -> Simulation:
-    space, values = coordinator.space, coordinator.values
-    states = {name: client.final_state(values, settings) for name, client in clients.items()}
-    return Simulation(
-        space=space,
-        versions=coordinator.versions,
-        values=values,
-        states=states,
-        scores={
-            name: client.learner.evaluate(states[name], values, settings=settings, origin=origin)
-            for name, client in clients.items()
-        },
-        bytes_up={name: client.bytes_up for name, client in clients.items()},
-        bytes_down={name: client.fetched(coordinator) for name, client in clients.items()},
-        personal={name: state.merge_mask.share(space) for name, state in states.items()},
-    )
+class SimulatedRun:
+    """A run in this process, round by round, for those who look at it on its way.
+
+    ``names`` are the clients in order; their ``learners`` may be asked to score, which changes
+    nothing.
+
+    Raises:
+        FedSelectError: no tasks, or a run with arms.
+        SpaceError: the tasks' models differ.
+    """
+
+    def __init__(self, tasks: Mapping[str, Task], settings: RunSettings) -> None:
+        if settings.arms is not None:
+            raise FedSelectError(
+                "a run with arms is simulated by simulate_arms", code="task_invalid"
+            )
+        self.settings = settings
+        self._clients = _enrol(tasks)
+        self._coordinator = _Coordinator(next(iter(self._clients.values())).learner)
+        self._origin = self._coordinator.values
+        self.names = sorted(self._clients)
+
+    @property
+    def learners(self) -> dict[str, TorchLearner]:
+        """Each client's learner."""
+        return {name: client.learner for name, client in self._clients.items()}
+
+    @property
+    def values(self) -> FloatVector:
+        """The newest version, shape (D,)."""
+        return self._coordinator.values
+
+    @property
+    def version(self) -> str:
+        """SHA-256 (hex) of the newest version's file."""
+        return self._coordinator.versions[-1]
+
+    @property
+    def space(self) -> ParameterSpace:
+        """The parameter space, of D elements."""
+        return self._coordinator.space
+
+    def round(self, accepted: Sequence[str], *, noise: FloatVector | None = None) -> None:
+        """Run the next round with some clients, in the order in which their updates count;
+        ``noise`` (D,) is added to what it publishes.
+
+        Raises:
+            FedSelectError: nobody, strangers, or somebody twice.
+            TrainingError: a client's training failed.
+        """
+        order = _checked(list(accepted), self.names)
+        number = len(self._coordinator.versions)
+        updates = {
+            name: self._clients[name].take_part(self._coordinator, self.settings, number=number)
+            for name in sorted(order)
+        }
+        parts = [updates[name] for name in order]
+        self._coordinator.publish(parts, self.settings, noise=noise)
+
+    def states(self) -> dict[str, PersonalState]:
+        """Each client's state; who never took part has the shared model."""
+        return {
+            name: client.final_state(self.values, self.settings)
+            for name, client in self._clients.items()
+        }
+
+    def bytes_up(self) -> dict[str, int]:
+        """Bytes of the update files that each client has sent."""
+        return {name: client.bytes_up for name, client in self._clients.items()}
+
+    def result(self) -> Simulation:
+        """What the run leaves behind, once every client has evaluated."""
+        states, clients = self.states(), self._clients
+        return Simulation(
+            space=self.space,
+            versions=self._coordinator.versions,
+            values=self.values,
+            states=states,
+            scores={
+                name: client.learner.evaluate(
+                    states[name], self.values, settings=self.settings, origin=self._origin
+                )
+                for name, client in clients.items()
+            },
+            bytes_up=self.bytes_up(),
+            bytes_down={name: each.fetched(self._coordinator) for name, each in clients.items()},
+            personal={name: state.merge_mask.share(self.space) for name, state in states.items()},
+        )
 
 
 class _Coordinator:

@@ -143,7 +143,7 @@ class TorchLearner:
             "start": origin,
             "global": np.where(stays, state.theta, base),
             "pre": state.personalized(base),
-            "post": self._finished(state, base, settings),
+            "post": self.finished(state, base, settings),
         }
         return self.scores(models.items(), own="post", settings=settings)
 
@@ -153,13 +153,20 @@ class TorchLearner:
         """Score models (D,) on the same held-out batches; ``both`` counts what ``own`` got right,
         too. They are asked for one by one, so that they need not be in memory together.
         """
+        found = self.scored(models, settings=settings)
+        ours = found[own][1]
+        return {name: replace(each, both=_both(hits, ours)) for name, (each, hits) in found.items()}
+
+    def scored(
+        self, models: Iterable[tuple[str, FloatVector]], *, settings: RunSettings
+    ) -> dict[str, tuple[Score, Hits]]:
+        """The same, with which held-out examples each model gets right."""
         self.task.batch_size = settings.training.batch_size
-        found: dict[str, tuple[Score, Hits]] = {}
+        found = {}
         for name, theta in models:
             with _seeded(settings.seed):  # the same examples in the same order for every model
                 found[name] = self._score(theta)
-        ours = found[own][1]
-        return {name: replace(each, both=_both(hits, ours)) for name, (each, hits) in found.items()}
+        return found
 
     # --- what the next mask is judged by ---------------------------------------------------------
 
@@ -248,10 +255,10 @@ class TorchLearner:
         start = base if state.own is None else state.own
         return self._train(start, state.mask, state.buffers, settings=settings, window=anchor)
 
-    def _finished(
+    def finished(
         self, state: PersonalState, base: FloatVector, settings: RunSettings
     ) -> FloatVector:
-        """What a client uses at the end."""
+        """What a client uses at the end (D,): as last trained, or fine-tuned from ``base``."""
         policy = settings.policy
         if not policy.finetune:
             return state.theta if state.own is None else state.own

@@ -55,9 +55,11 @@ ROOMS = {
             ),
             *(
                 f"fedselect/{name}_cli.py"
-                for name in ("agent", "arms", "estimate", "explain", "learning", "versions")
+                for name in ("agent", "arms", "data", "estimate", "explain", "learning")
             ),
+            *(f"fedselect/{name}_cli.py" for name in ("study", "versions")),
             "fedselect/tasks/*",
+            "fedselect/study/*",
         ),
         ours=("light", "kernels", "learning"),
         libraries=LIGHT | {"torch", "sklearn", "seglearn", "scipy"},
@@ -91,6 +93,8 @@ EXTRA_LIBRARIES = {  # single files that may use more than their room
     "fedselect/remote.py": {"typer", "rich"},
     "fedselect/keyoption.py": {"typer"},
     "fedselect/yamlfile.py": {"yaml"},
+    "fedselect/tasks/rfiles.py": {"rdata"},
+    "fedselect/tasks/readers.py": {"PIL"},
     "app/cli.py": {"alembic"},
     "app/jobs.py": {"celery"},
     "app/tracing.py": {"opentelemetry"},

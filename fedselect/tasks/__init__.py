@@ -9,7 +9,7 @@ import importlib
 import importlib.util
 import json
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -18,7 +18,7 @@ from fedselect.errors import FedSelectError
 from fedselect.task import Task
 
 # name → (task, the argument that tells clients apart, its values, what a client is called)
-_EXAMPLES: Mapping[str, tuple[str, str, range, str]] = {
+_EXAMPLES: Mapping[str, tuple[str, str, Sequence[int], str]] = {
     "watch": ("fedselect.tasks.watch:WatchTask", "subject", range(1, 11), "subject"),
     "digits": ("fedselect.tasks.digits:DigitsTask", "client", range(10), "site"),
     "fashion-mnist": (
@@ -28,19 +28,52 @@ _EXAMPLES: Mapping[str, tuple[str, str, range, str]] = {
         "site",
     ),
 }
-EXAMPLES = tuple(_EXAMPLES)
+_FASHION = ("20x5", "labels", "rotation", "contrast", "inversion", "mixed", "dirichlet", "shards")
+_LARGEST = (33, 62, 81, 85, 96, 99, 102, 106, 107, 108, 111, 112, 114, 115, 117, 118, 123, 124)
+# name in ``federations`` → (numbers of its clients, what a client is called)
+_FEDERATIONS: Mapping[str, tuple[Sequence[int], str]] = {
+    "vowel": (range(15), "speaker"),
+    "chem97": ((*_LARGEST, 128, 130), "authority"),
+    **{f"fashion-{kind}": (range(20), "site") for kind in _FASHION},
+    "mnist": (range(20), "site"),
+    "digits-dirichlet": (range(10), "site"),
+    "digits-mixed": (range(12), "site"),
+}
+EXAMPLES = (*_EXAMPLES, *_FEDERATIONS)
+SPLIT = "split:"  # before the path of a manifest
+Client = tuple[str, dict[str, Any]]  # the spec of a task, and its arguments
 
 
-def example_clients(name: str) -> dict[str, tuple[str, dict[str, int]]]:
-    """How each client of an example federation gets its task: (spec, arguments), by client name.
+def example_clients(name: str) -> dict[str, Client]:
+    """How each client of a federation gets its task: (spec, arguments), by client name.
+
+    ``name`` is that of an example, or ``split:FILE`` of a saved split.
 
     Raises:
-        FedSelectError: no such example.
+        FedSelectError: no such example, or not a manifest.
     """
+    if name.startswith(SPLIT):
+        return _split_clients(Path(name.removeprefix(SPLIT)))
+    if name in _FEDERATIONS:
+        numbers, noun = _FEDERATIONS[name]
+        spec = "fedselect.tasks.federations:client_task"
+        return {f"{noun}-{n:02d}": (spec, {"federation": name, "client": n}) for n in numbers}
     if name not in _EXAMPLES:
-        raise _error(f"there is no example task {name!r}; there are {', '.join(EXAMPLES)}")
+        raise _error(
+            f"there is no example task {name!r}; there are {', '.join(EXAMPLES)}, and split:FILE "
+            "of a saved split"
+        )
     spec, key, values, noun = _EXAMPLES[name]
     return {f"{noun}-{value:02d}": (spec, {key: value}) for value in values}
+
+
+def _split_clients(path: Path) -> dict[str, Client]:
+    try:
+        names = json.loads(path.read_bytes())["clients"].keys()
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise _error(f"{path} is no split manifest: {error}") from error
+    spec = "fedselect.tasks.federations:manifest_task"
+    return {str(client): (spec, {"manifest": str(path), "client": client}) for client in names}
 
 
 def client_tasks(name: str, **arguments: Any) -> dict[str, Task]:

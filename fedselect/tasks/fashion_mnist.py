@@ -52,7 +52,7 @@ class FashionMnistTask(ArrayTask):
             raise FedSelectError(f"client must be 0 to {clients - 1}, got {client!r}")
         split = LabelSkew(clients, classes, seed=seed)
         parts = []
-        for (images, labels), count in zip(_load(Path(folder)), (per_class, HELD_OUT), strict=True):
+        for (images, labels), count in zip(load(Path(folder)), (per_class, HELD_OUT), strict=True):
             rows = split.rows(labels, count)[client].reshape(-1)
             parts.append((images[rows] / np.float32(255), labels[rows]))
         super().__init__(parts[0], parts[1], seed=seed)
@@ -63,7 +63,12 @@ class FashionMnistTask(ArrayTask):
 
 
 @lru_cache(maxsize=1)  # a simulation builds every site from the same 55 MB
-def _load(folder: Path) -> tuple[tuple[Images, IntVector], tuple[Images, IntVector]]:
+def load(folder: Path) -> tuple[tuple[Images, IntVector], tuple[Images, IntVector]]:
+    """Images (n, 28, 28) and labels (n,) of the training part and of the test part.
+
+    Raises:
+        FedSelectError: the files are missing or damaged.
+    """
     missing = [name for pair in _FILES for name in pair if not (folder / name).is_file()]
     if missing:
         raise FedSelectError(

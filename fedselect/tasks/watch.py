@@ -11,33 +11,35 @@ import contextlib
 import importlib.util
 import io
 import zipfile
+from itertools import pairwise
 from pathlib import Path
 from types import ModuleType
 
 import numpy as np
-from torch import Tensor, nn
+from torch import nn
 
 from fedselect.errors import FedSelectError
 from fedselect.personal import write_atomically
 from fedselect.space import FloatVector
-from fedselect.tasks.arrays import ArrayTask, Examples
+from fedselect.tasks.datasets import CACHE, Dataset
+from fedselect.tasks.federations import Convolutions, SplitTask, federation
+from fedselect.tasks.splits import deal
 
 SUBJECTS = 10
 WINDOW = 100  # samples: 2 s at 50 Hz
 STEP = 50
-TRAIN_SHARE = 4  # every fourth window of the first half, about 55 per person
 _CACHE_FILE = "watch-1.npz"
 _FIELDS = ("samples", "lengths", "exercise", "subject")
 
 Recordings = dict[str, np.ndarray]
 
 
-class WatchTask(ArrayTask):
+class WatchTask(SplitTask):
     """One person: 7 exercises, a 1-D CNN of 4,535 parameters.
 
     Training windows (6, 100) are a quarter, drawn with ``seed``, of those in the first half of
-    each recording, held-out windows all of the second half; no window crosses the middle. The
-    channels are left in the units of the watch, so that no statistic has to be shared. ``seed``
+    each recording, about 55, held-out windows all of the second half; no window crosses the middle.
+    The channels are left in the units of the watch, so that no statistic has to be shared. ``seed``
     gives the starting weights too; it must be the same for all people. ``cache`` is the folder of
     the converted data (by default ``~/.cache/fedselect``).
 
@@ -48,53 +50,45 @@ class WatchTask(ArrayTask):
     def __init__(self, subject: int, *, seed: int = 0, cache: str | Path | None = None) -> None:
         if subject not in range(1, SUBJECTS + 1):
             raise FedSelectError(f"subject must be 1 to {SUBJECTS}, got {subject!r}")
-        recordings = _recordings(Path(cache) if cache else Path.home() / ".cache" / "fedselect")
-        train, test = _windows(recordings, subject, seed)
-        super().__init__(train, test, seed=seed)
+        found = dataset(Path(cache) if cache else CACHE)
+        split = federation("watch").split
+        manifest = deal(found, split, seed=seed, noun="subject")
+        super().__init__(found, manifest.clients[f"subject-{subject:02d}"], seed=seed)
 
     def network(self) -> nn.Module:
         """Two convolutions, the mean over time, one linear layer."""
-        return _Network()
+        return Convolutions(1, 6, 7)
 
 
-class _Network(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.conv1 = nn.Conv1d(6, 16, 7, stride=2)
-        self.conv2 = nn.Conv1d(16, 32, 7, stride=2)
-        self.out = nn.Linear(32, 7)
+def dataset(cache: Path = CACHE) -> Dataset:
+    """All windows, recording after recording; those of second halves are held out.
 
-    def forward(self, windows: Tensor) -> Tensor:
-        """Logits (n, 7) of windows (n, 6, 100)."""
-        hidden = nn.functional.relu(self.conv1(windows))
-        hidden = nn.functional.relu(self.conv2(hidden))
-        logits: Tensor = self.out(hidden.mean(-1))
-        return logits
-
-
-def _windows(recordings: Recordings, subject: int, seed: int) -> tuple[Examples, Examples]:
-    rng = np.random.default_rng([seed, subject])
+    Raises:
+        FedSelectError: seglearn is not installed.
+    """
+    recordings = _recordings(cache)
     starts = np.concatenate(([0], np.cumsum(recordings["lengths"])))
-    train: list[tuple[FloatVector, int]] = []
-    test: list[tuple[FloatVector, int]] = []
-    for index in np.flatnonzero(recordings["subject"] == subject):
-        samples = recordings["samples"][starts[index] : starts[index + 1]]
-        label, middle = int(recordings["exercise"][index]), len(samples) // 2
-        first, second = _cut(samples[:middle]), _cut(samples[middle:])
-        kept = rng.permutation(len(first))[: round(len(first) / TRAIN_SHARE)]
-        train += [(first[i], label) for i in np.sort(kept)]
-        test += [(window, label) for window in second]
-    return _stack(train), _stack(test)
+    windows, counts = [], []
+    for start, stop in pairwise(starts):
+        samples = recordings["samples"][start:stop]
+        halves = [_cut(half) for half in np.split(samples, [len(samples) // 2])]
+        windows += [window for half in halves for window in half]
+        counts.append([len(half) for half in halves])
+    halves_of = np.array(counts)  # (recordings, 2)
+    each = halves_of.sum(1)
+    return Dataset(
+        "watch",
+        np.stack(windows),
+        np.repeat(recordings["exercise"], each),
+        groups=np.repeat(recordings["subject"], each),
+        held_out=np.repeat(np.tile([False, True], len(each)), halves_of.reshape(-1)),
+        blocks=np.repeat(np.arange(len(each)), each),
+    )
 
 
 def _cut(samples: FloatVector) -> list[FloatVector]:
     """Windows of shape (6, WINDOW) from samples (n, 6)."""
     return [samples[s : s + WINDOW].T for s in range(0, len(samples) - WINDOW + 1, STEP)]
-
-
-def _stack(examples: list[tuple[FloatVector, int]]) -> Examples:
-    windows, labels = zip(*examples, strict=True)
-    return np.stack(windows), np.array(labels, dtype=np.int64)
 
 
 def _recordings(folder: Path) -> Recordings:

@@ -1,0 +1,159 @@
+"""A study's grid: which policies on which splits for which seeds, read from a TOML file.
+
+Owns the grid's form and the cells it spans. Must not run anything, nor load torch.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import tomllib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal, Self
+
+from pydantic import Field, ValidationError, model_validator
+
+from fedselect.errors import FedSelectError
+from fedselect.policies import RunSettings, Training, preset
+from fedselect.policy import Settings
+from fedselect.scalars import Whole
+
+NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
+STUDY = "fedselect-study/1"
+Reading = Literal["pre", "post", "better"]
+
+
+class GridSplit(Settings):
+    """A split by a name of its own: a federation of ``fedselect.tasks``, or ``split:FILE``."""
+
+    name: str = Field(pattern=NAME)
+    task: str
+    rounds: Whole = Field(ge=2, le=100_000)
+
+
+class GridPolicy(Settings):
+    """A policy by a name of its own: a preset with settings changed."""
+
+    name: str = Field(pattern=NAME, max_length=64)
+    preset: str
+    settings: dict[str, Any] = Field(default_factory=dict)
+    title: str = ""
+
+
+class Pair(Settings):
+    """A difference to report: ``policy`` − ``against``, in one reading."""
+
+    policy: str
+    against: str
+    reading: Reading = "better"
+
+
+class Grid(Settings):
+    """All of a study. ``readings``: accuracies are means over so many last rounds.
+
+    ``batch_orders`` above 1 runs each cell so often with the same data and weights in another order
+    of batches, to see whether the same elements are chosen.
+    """
+
+    title: str = "study"
+    seeds: tuple[Whole, ...] = Field(min_length=1)
+    training: Training = Training(steps=20)
+    readings: Whole = Field(3, ge=1, le=100)
+    batch_orders: Whole = Field(1, ge=1, le=10)
+    split: tuple[GridSplit, ...] = Field(min_length=1)
+    policy: tuple[GridPolicy, ...] = Field(min_length=1)
+    pair: tuple[Pair, ...] = ()
+
+    @model_validator(mode="after")
+    def _names_fit(self) -> Self:
+        for entries in (self.split, self.policy):
+            names = [each.name for each in entries]
+            if len(set(names)) < len(names):
+                raise ValueError(f"names must differ, not {', '.join(names)}")
+        known = {each.name for each in self.policy}
+        for pair in self.pair:
+            if not {pair.policy, pair.against} <= known:
+                raise ValueError(f"no policies {pair.policy} and {pair.against} to compare")
+        return self
+
+    def cells(self) -> Iterator[Cell]:
+        """Every combination, one seed after the other, so that a study can be stopped early."""
+        for seed in self.seeds:
+            for split in self.split:
+                for policy in self.policy:
+                    yield Cell(self, split, policy, seed)
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One policy on one split for one seed."""
+
+    grid: Grid
+    split: GridSplit
+    policy: GridPolicy
+    seed: int
+
+    @cached_property
+    def settings(self) -> RunSettings:
+        """The run's settings.
+
+        A policy that fine-tunes spends its last budget on that: it has one round less, so that all
+        take as many gradient steps.
+        """
+        rounds = self.split.rounds
+        policy = preset(
+            self.policy.preset, rounds=rounds, **{**self.policy.settings, "name": self.policy.name}
+        )
+        return RunSettings(
+            rounds=rounds - policy.finetune,
+            seed=self.seed,
+            policy=policy,
+            training=self.grid.training,
+        )
+
+    @property
+    def steps(self) -> int:
+        """Gradient steps of each client."""
+        steps = self.grid.training.steps
+        if steps is None:
+            raise FedSelectError("a study counts steps: give training.steps", code="study_invalid")
+        return self.split.rounds * steps
+
+    @cached_property
+    def key(self) -> str:
+        """What decides the result, as a digest: a cell with the same key need not run again."""
+        document = {
+            "study": STUDY,
+            "task": self.split.task,
+            "settings": self.settings.model_dump(mode="json"),
+            "readings": self.grid.readings,
+            "batch_orders": self.grid.batch_orders,
+        }
+        text = json.dumps(document, sort_keys=True, separators=(",", ":"))
+        return hashlib.sha256(text.encode()).hexdigest()[:24]
+
+    def __str__(self) -> str:
+        return f"{self.split.name}, {self.policy.name}, seed {self.seed}"
+
+
+def read_grid(path: Path) -> Grid:
+    """Read a grid file.
+
+    Raises:
+        FedSelectError: ``study_invalid``, with the place.
+    """
+    try:
+        grid = Grid.model_validate(tomllib.loads(path.read_text()))
+        for cell in grid.cells():
+            cell.settings  # noqa: B018  # its checks
+            cell.steps  # noqa: B018
+    except (OSError, tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise FedSelectError(f"{path} cannot be read: {error}", code="study_invalid") from error
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(map(str, first["loc"])) or "grid"
+        raise FedSelectError(f"{path}: {place}: {first['msg']}", code="study_invalid") from error
+    return grid

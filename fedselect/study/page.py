@@ -1,0 +1,251 @@
+"""A study's page: tables and plots between two marks, what a person wrote around them kept.
+
+Owns Markdown and the choice of plots. Every figure is of ``figures`` and ``golden``.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from fedselect.errors import FedSelectError
+from fedselect.personal import write_atomically
+from fedselect.plots import Bar, intervals
+from fedselect.study.cells import Result
+from fedselect.study.figures import Difference, Estimate, Row, differences, rows
+from fedselect.study.golden import Check, Golden, check
+from fedselect.study.grid import Grid, GridSplit
+
+BEGIN, END = "<!-- results: begin -->", "<!-- results: end -->"
+_SIGNS = {"higher": "gain", "lower": "loss"}
+
+
+@dataclass(frozen=True)
+class Report:
+    """All figures of a study so far."""
+
+    grid: Grid
+    results: Sequence[Result]
+    golden: Golden | None = None
+
+    def sections(self, plots: str | None = None) -> str:
+        """Everything as Markdown; ``plots`` is the folder, as the page sees it, of the plots."""
+        found = rows(self.grid, self.results)
+        parts = [_head(self.grid, self.results)]
+        compared = differences(self.grid, self.results)
+        for split in self.grid.split:
+            mine = [row for row in found if row.split == split.name]
+            if mine:
+                parts += [_split_head(split, mine), _table(self.grid, mine)]
+                between = [each for each in compared if each.split == split.name]
+                parts += [_differences(between)] if between else []
+                parts += [_plot_link(split.name, plots)] if between and plots else []
+        parts += list(_masks(found))
+        if self.golden is not None:
+            parts += list(_golden(self.golden, self.results, found))
+        return "\n\n".join(parts)
+
+    def drawings(self) -> dict[str, str]:
+        """Plots by file name: each split's differences in the better reading."""
+        compared = differences(self.grid, self.results)
+        found = {}
+        for split in self.grid.split:
+            bars = [
+                Bar(f"{d.policy} − {d.against}", d.mean.mean, _ends(d.mean), _sign(d.mean))
+                for d in compared
+                if d.split == split.name and d.reading == "better" and d.mean.count > 1
+            ]
+            if bars:
+                title = f"{split.name}: mean over clients, difference with 95 % interval"
+                found[f"{split.name}.svg"] = intervals(title, bars, unit="points")
+        return found
+
+
+def write_page(report: Report, page: Path) -> None:
+    """Put the results between the page's marks, and the plots into ``study/plots`` beside it.
+
+    Raises:
+        FedSelectError: ``study_invalid``, the page has no marks.
+    """
+    text = page.read_text() if page.exists() else f"# {report.grid.title}\n\n{BEGIN}\n{END}\n"
+    head, begin, rest = text.partition(BEGIN)
+    _, end, tail = rest.partition(END)
+    if not begin or not end:
+        raise FedSelectError(f"{page} has lost the marks around its results", code="study_invalid")
+    plots = page.parent / "study" / "plots"
+    plots.mkdir(parents=True, exist_ok=True)
+    drawings = report.drawings()
+    for old in plots.glob("*.svg"):
+        if old.name not in drawings:
+            old.unlink()
+    for name, svg in drawings.items():
+        (plots / name).write_text(svg)
+    body = report.sections("study/plots")
+    write_atomically(page, f"{head}{BEGIN}\n\n{body}\n\n{END}{tail}".encode())
+
+
+# --- splits ------------------------------------------------------------------------------------
+
+
+def _head(grid: Grid, results: Sequence[Result]) -> str:
+    seeds = sorted({each.seed for each in results})
+    every = sum(1 for _ in grid.cells())
+    training = grid.training
+    return (
+        f"{len(results)} of {every} cells have run, seeds {', '.join(map(str, seeds))}. Plain SGD, "
+        f"{training.steps} steps a round, batches of {training.batch_size}, learning rate "
+        f"{training.learning_rate:g}, all clients in every round. Accuracies are means over the "
+        f"last {grid.readings} rounds, in percent; ± are 95 % t-intervals of the mean over seeds, "
+        "not corrected for the number of comparisons."
+    )
+
+
+def _split_head(split: GridSplit, mine: Sequence[Row]) -> str:
+    steps = {row.steps for row in mine}
+    return (
+        f"### {split.name}\n\n{split.rounds} rounds; every client took exactly "
+        f"{', '.join(map(str, sorted(steps)))} gradient steps under every policy (counted)."
+    )
+
+
+def _table(grid: Grid, mine: Sequence[Row]) -> str:
+    names = (
+        *("policy", "seeds", "pre", "post", "better of both", "worst client"),
+        *("worse than alone / FedAvg+FT", "harmed against alone / FedAvg+FT", "bytes sent"),
+    )
+    head = f"| {' | '.join(names)} |\n|{'---|' * len(names)}"
+    titles = {policy.name: policy.title for policy in grid.policy}
+    return "\n".join([head, *(_line(row, titles[row.policy]) for row in mine)])
+
+
+def _line(row: Row, title: str) -> str:
+    name = f"`{row.policy}`" + (f" {title}" if title else "")
+    cells = [
+        name,
+        str(row.accuracy.count),
+        f"{row.pre:.1f}",
+        f"{row.post:.1f}",
+        f"{_plain(row.accuracy)} ({row.better})",
+        _plain(row.worst),
+        " / ".join(_share(row.worse.get(base)) for base in ("local", "fedavg")),
+        " / ".join(_share(row.harmed.get(base)) for base in ("local", "fedavg")),
+        f"{row.sent:.2f}",
+    ]
+    return f"| {' | '.join(cells)} |"
+
+
+def _differences(found: Sequence[Difference]) -> str:
+    head = (
+        "| difference in points | reading | mean | | worst client | | seeds won |\n"
+        "|---|---|---|---|---|---|---|"
+    )
+    return "\n".join([head, *map(_difference, found)])
+
+
+def _difference(each: Difference) -> str:
+    cells = [
+        f"`{each.policy}` − `{each.against}`",
+        each.reading,
+        _signed(each.mean),
+        _said(each.mean),
+        _signed(each.worst),
+        _said(each.worst),
+        f"{each.won} of {each.mean.count}",
+    ]
+    return f"| {' | '.join(cells)} |"
+
+
+def _plot_link(split: str, folder: str | None) -> str:
+    return f"![differences on {split}]({folder}/{split}.svg)"
+
+
+# --- masks and golden figures ---------------------------------------------------------------------
+
+
+def _masks(found: Sequence[Row]) -> Iterator[str]:
+    shown = [row for row in found if row.kept is not None or row.again is not None]
+    if not shown:
+        return
+    yield (
+        "### Masks\n\nMean Jaccard indices of masks: of a client's in two successive rounds; of a "
+        "client's under two orders of batches, with the same data and weights; of two clients. By "
+        "chance two masks with a share f of all elements have f / (2 − f)."
+    )
+    head = (
+        "| split | policy | successive rounds | two orders | two clients | gated |\n"
+        "|---|---|---|---|---|---|"
+    )
+    lines = [
+        f"| {row.split} | `{row.policy}` | {_index(row.kept)} | {_index(row.again)} | "
+        f"{_index(row.others)} | {_share(row.gated)} |"
+        for row in shown
+    ]
+    yield "\n".join([head, *lines])
+
+
+def _golden(golden: Golden, results: Sequence[Result], found: Sequence[Row]) -> Iterator[str]:
+    checks = check(golden, results)
+    inside = sum(each.inside for each in checks)
+    yield (
+        f"### Held to the golden figures\n\n{golden.source}. Of {len(checks)} figures {inside} "
+        f"come out inside their 95 % prediction interval, {len(checks) - inside} outside; by "
+        f"chance {0.05 * len(checks):.0f} would be outside even if nothing differed."
+    )
+    outside = [each for each in checks if not each.inside]
+    if outside:
+        yield check_table(outside)
+    below = {(each.split, each.policy): each for each in golden.below}
+    lines = [
+        f"| {row.split} | `{row.policy}` | {g.local:.2f} / {g.fedavg:.2f} | "
+        f"{_share(row.worse.get('local'))} / {_share(row.worse.get('fedavg'))} |"
+        for row in found
+        if (g := below.get((row.split, row.policy))) is not None
+    ]
+    if lines:
+        head = "| split | policy | worse, golden | worse, here |\n|---|---|---|---|"
+        yield "\n".join([head, *lines])
+
+
+def check_table(checks: Sequence[Check]) -> str:
+    """Golden figures beside ours, a line each."""
+    head = "| split | figure | golden | here | allowed | seeds | |\n|---|---|---|---|---|---|---|"
+    lines = [
+        f"| {c.split} | {c.what} | {c.golden:.1f} | {c.found:.1f} | ± {c.half:.1f} | {c.seeds} | "
+        f"{'inside' if c.inside else '**outside**'} |"
+        for c in checks
+    ]
+    return "\n".join([head, *lines])
+
+
+# --- numbers -------------------------------------------------------------------------------------
+
+
+def _plain(value: Estimate) -> str:
+    return f"{value.mean:.1f}" if value.count < 2 else f"{value.mean:.1f} ± {value.half:.1f}"
+
+
+def _signed(value: Estimate) -> str:
+    return f"{value.mean:+.1f}" if value.count < 2 else f"{value.mean:+.1f} ± {value.half:.1f}"
+
+
+def _said(value: Estimate) -> str:
+    return f"**{value.verdict}**" if value.verdict in _SIGNS else value.verdict
+
+
+def _share(value: float | None) -> str:
+    return "–" if value is None else f"{value:.2f}"
+
+
+def _index(value: float | None) -> str:
+    return "–" if value is None else f"{value:.2f}"
+
+
+def _ends(value: Estimate) -> tuple[float, float]:
+    half = 0.0 if math.isnan(value.half) else value.half
+    return value.mean - half, value.mean + half
+
+
+def _sign(value: Estimate) -> str:
+    return _SIGNS.get(value.verdict, "undecided")

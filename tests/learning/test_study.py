@@ -1,0 +1,382 @@
+"""Studies: equal steps for every policy, resumed where they stopped, and what the figures say."""
+
+import math
+from base64 import b64encode
+from pathlib import Path
+from statistics import fmean, stdev
+
+import numpy as np
+import pytest
+
+from fedselect.errors import FedSelectError
+from fedselect.policies import PRESETS, Training
+from fedselect.simulate import simulate
+from fedselect.study import cells
+from fedselect.study.cells import Result, run_cell
+from fedselect.study.figures import by_cell, difference, differences, estimate, rows
+from fedselect.study.golden import Golden, check, read_golden
+from fedselect.study.grid import Grid, GridPolicy, GridSplit, read_grid
+from fedselect.study.page import BEGIN, END, Report, write_page
+from fedselect.study.runner import read_results, run_grid
+from fedselect.tasks import client_tasks
+
+ROOT = Path(__file__).parents[2]
+GOLDEN = ROOT / "tests" / "golden" / "study.json"
+
+
+def grid(*policies, rounds=4, seeds=(0,), **changes):
+    return Grid(
+        seeds=seeds,
+        training=Training(steps=2),
+        readings=2,
+        split=(GridSplit(name="few", task="digits-mixed", rounds=rounds),),
+        policy=tuple(GridPolicy(name=name, preset=name) for name in policies),
+        **changes,
+    )
+
+
+def only(study):
+    (cell,) = study.cells()
+    return cell
+
+
+# --- cells ------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", [name for name in PRESETS if name != "fedbn"])
+def test_every_policy_takes_as_many_gradient_steps(name):
+    """``run_cell`` counts them; a policy that took others would be refused."""
+    study = grid(name, rounds=12 if name in {"fedselect-official", "fisher-gate"} else 6)
+    found = run_cell(only(study))
+    assert found.steps == 2 * found.rounds
+    assert len(found.pre) == len(found.post) == (1 if name in {"fedavg-ft", "fedbabu"} else 2)
+
+
+def test_a_policy_that_takes_other_steps_is_refused(monkeypatch):
+    monkeypatch.setattr(cells.Cell, "steps", property(lambda self: 9))
+    with pytest.raises(FedSelectError, match="took 8 gradient steps, not 9") as caught:
+        run_cell(only(grid("fedavg")))
+    assert caught.value.code == "study_steps"
+
+
+def test_a_cell_is_what_the_simulation_says():
+    cell = only(grid("fisher", rounds=5))
+    found = run_cell(cell)
+    result = simulate(client_tasks("digits-mixed", seed=0), cell.settings)
+    assert found.version == result.versions[-1]
+    assert list(found.sent) == [result.bytes_up[name] for name in found.clients]
+    for number, name in enumerate(found.clients):
+        scores = result.scores[name]
+        assert found.pre[-1][number] == scores["pre"].correct
+        assert found.post[-1][number] == scores["post"].correct == found.right(number).sum()
+        assert found.examples[number] == scores["post"].total
+        assert found.personal[number] == pytest.approx(result.personal[name], abs=1e-6)
+    accuracies = found.accuracies("pre")
+    assert accuracies[0] == pytest.approx(
+        100 * fmean(row[0] for row in found.pre) / found.examples[0]
+    )
+
+
+def test_pairs_of_hits_are_what_both_got_right():
+    one, other = (run_cell(only(grid(name))) for name in ("local", "fedavg"))
+    score = one.score(3, beside=other)
+    assert score.both == (one.right(3) & other.right(3)).sum() <= score.correct
+    assert score.correct == one.post[-1][3]
+
+
+def test_masks_are_compared_between_rounds_orders_and_clients():
+    study = grid("fisher", rounds=6, batch_orders=2)
+    found = run_cell(only(study))
+    assert found.kept == 1, "a mask that comes at once stays"
+    assert 0.02 < found.again < 1
+    assert 0 < found.others < found.again
+    growing = run_cell(only(grid("fedselect", rounds=8)))
+    assert 0 < growing.kept < 1
+    assert growing.again is None
+    fixed = run_cell(only(grid("fedper")))
+    assert (fixed.kept, fixed.others) == (None, None)
+
+
+def test_a_key_names_all_that_decides():
+    base = only(grid("fedselect", rounds=6))
+    others = [
+        only(grid("fedselect", rounds=7)),
+        only(grid("random", rounds=6)),
+        only(grid("fedselect", rounds=6, seeds=(1,))),
+        only(grid("fedselect", rounds=6, batch_orders=2)),
+    ]
+    keys = {cell.key for cell in [base, *others]}
+    assert len(keys) == 5
+    assert only(grid("fedselect", rounds=6)).key == base.key
+
+
+# --- the runner ------------------------------------------------------------------
+
+
+def test_what_is_done_is_not_done_again_and_a_cut_line_is_cleared(tmp_path):
+    study = grid("local", "fedavg", seeds=(0, 1))
+    ran = []
+
+    def engine(cell):
+        ran.append(str(cell))
+        if len(ran) == 3:
+            raise KeyboardInterrupt
+        return run_cell(cell)
+
+    with pytest.raises(KeyboardInterrupt):
+        run_grid(study, tmp_path, engine=engine)
+    path = tmp_path / "few.jsonl"
+    whole = path.read_bytes()
+    path.write_bytes(whole + whole.splitlines()[0][:50])
+    found = run_grid(study, tmp_path, engine=engine)
+    assert ran[3:] == ["few, local, seed 1", "few, fedavg, seed 1"]
+    assert [(r.policy, r.seed) for r in found] == [
+        ("local", 0),
+        ("fedavg", 0),
+        ("local", 1),
+        ("fedavg", 1),
+    ]
+    assert path.read_bytes().startswith(whole)
+    assert len(read_results(tmp_path)) == 4
+    again = run_grid(study, tmp_path, engine=lambda cell: pytest.fail("ran again"))
+    assert again == found
+    assert run_cell(next(study.cells())).model_copy(update={"seconds": 0}) == found[0].model_copy(
+        update={"seconds": 0}
+    )
+
+
+def test_results_of_other_grids_are_left_alone(tmp_path):
+    run_grid(grid("local"), tmp_path)
+    assert run_grid(grid("fedavg"), tmp_path, wanted=lambda _: False) == []
+    assert len(read_results(tmp_path)) == 1
+
+
+@pytest.mark.parametrize("line", [b"{}\n", b"nonsense\n", b'{"study": 1}\n'])
+def test_a_line_that_is_no_result_is_not_passed_over(tmp_path, line):
+    (tmp_path / "few.jsonl").write_bytes(line)
+    with pytest.raises(FedSelectError, match="no result") as caught:
+        run_grid(grid("local"), tmp_path)
+    assert caught.value.code == "study_invalid"
+
+
+# --- figures ------------------------------------------------------------------
+
+
+def result(policy, seed, pre, post=None, *, total=100, split="few"):
+    """A result of two readings whose clients got so many right."""
+    post = pre if post is None else post
+    hits = []
+    for right in post:
+        packed = np.packbits(np.arange(total) < right).tobytes()
+        hits.append(b64encode(packed).decode())
+    return Result(
+        key=f"{split}/{policy}/{seed}",
+        split=split,
+        policy=policy,
+        seed=seed,
+        rounds=10,
+        steps=20,
+        elements=50,
+        clients=tuple(f"c{n}" for n in range(len(pre))),
+        examples=(total,) * len(pre),
+        pre=(tuple(pre), tuple(pre)),
+        post=(tuple(post), tuple(post)),
+        hits=tuple(hits),
+        sent=(1000,) * len(pre),
+        personal=(0.0,) * len(pre),
+        version="0" * 64,
+        seconds=0,
+    )
+
+
+def test_an_interval_is_students():
+    values = [1.0, 2.0, 4.0, 7.0]
+    found = estimate(values)
+    assert found.mean == 3.5
+    assert found.half == pytest.approx(3.182446 * stdev(values) / 2, rel=1e-6)
+    assert estimate([3.0]).verdict == "one seed"
+    assert math.isnan(estimate([3.0]).half)
+
+
+@pytest.mark.parametrize(
+    ("values", "verdict"),
+    [
+        ([1.0, 1.2, 0.9], "higher"),
+        ([-1.0, -1.2, -0.9], "lower"),
+        ([1.0, -1.2, 0.9], "not distinguishable"),
+        ([0.0, 0.0], "not distinguishable"),
+    ],
+)
+def test_what_may_be_said_of_a_difference(values, verdict):
+    assert estimate(values).verdict == verdict
+
+
+def test_differences_are_paired_by_seed_in_the_better_reading_of_each():
+    known = by_cell(
+        [
+            result("one", 0, [50, 60], [70, 80]),
+            result("one", 1, [50, 60], [60, 90]),
+            result("one", 5, [1, 1], [1, 1]),
+            result("other", 0, [70, 70], [50, 50]),
+            result("other", 1, [60, 60], [50, 50]),
+        ]
+    )
+    found = difference(known, "few", "one", "other", "better")
+    assert (found.mean.count, found.won) == (2, 2)
+    assert found.mean.mean == pytest.approx(fmean([75 - 70, 75 - 60]))
+    assert found.worst.mean == pytest.approx(fmean([70 - 70, 60 - 60]))
+    assert difference(known, "few", "one", "other", "pre").mean.mean == pytest.approx(-10)
+    assert difference(known, "few", "one", "nobody", "pre") is None
+
+
+def test_worse_and_harmed_are_counted_against_both_baselines():
+    study = grid("local", "fedavg", "fedselect", seeds=(0, 1))
+    found = rows(
+        study,
+        [
+            result("local", 0, [80, 80, 80, 80]),
+            result("local", 1, [80, 80, 80, 80]),
+            result("fedavg", 0, [20, 90, 90, 90]),
+            result("fedselect", 0, [79, 77, 40, 90]),
+            result("fedselect", 1, [80, 80, 40, 90]),
+        ],
+    )
+    mine = next(row for row in found if row.policy == "fedselect")
+    assert mine.worse == {"local": 3 / 8, "fedavg": 2 / 4}
+    assert mine.harmed["local"] >= 2 / 8
+    assert mine.sent == pytest.approx(1000 / (4 * 50 * 10))
+    alone = next(row for row in found if row.policy == "local")
+    assert set(alone.worse) == {"fedavg"}
+
+
+def test_golden_figures_are_held_to_their_prediction_interval():
+    golden = Golden(
+        source="a test",
+        seeds=7,
+        cells=[{"split": "few", "policy": "one", "pre": 70, "post": 60, "sd": 2, "worst": 50}],
+        differences=[
+            {
+                "split": "few",
+                "policy": "one",
+                "against": "other",
+                "reading": "pre",
+                "mean": [5, 1],
+                "worst": [5, 1],
+            }
+        ],
+    )
+
+    def checks(pre):
+        return check(golden, [result("one", 0, [pre, pre]), result("other", 0, [65, 65])])
+
+    half = 2.446912 * 2 * math.sqrt(1 / 7 + 1) + 0.05
+    assert checks(70)[0].half == pytest.approx(half, rel=1e-6)
+    assert [c.inside for c in checks(70)] == [True] * 3
+    assert [c.inside for c in checks(76)] == [False] * 3
+    assert [c.inside for c in checks(73)] == [True, False, False]
+    assert checks(70)[1].half == pytest.approx(math.sqrt(8) + 0.05)
+
+
+def test_the_golden_file_is_whole():
+    golden = read_golden(GOLDEN)
+    study = read_grid(ROOT / "docs" / "study" / "full.toml")
+    assert (len(golden.cells), len(golden.differences)) == (70, 150)
+    splits, policies = ({e.name for e in entries} for entries in (study.split, study.policy))
+    assert {cell.split for cell in golden.cells} == splits
+    assert {cell.policy for cell in golden.cells} - policies == {"trial-gate"}
+    pairs = {(d.policy, d.against, d.reading) for d in golden.differences}
+    ours = {(p.policy, p.against, p.reading) for p in study.pair}
+    assert {pair for pair in pairs if "trial-gate" not in pair} == ours
+
+
+@pytest.mark.parametrize("name", ["full", "quick", "stability"])
+def test_the_grids_can_be_read(name):
+    study = read_grid(ROOT / "docs" / "study" / f"{name}.toml")
+    cells_ = list(study.cells())
+    assert len({cell.key for cell in cells_}) == len(cells_)
+    assert {cell.steps for cell in cells_} <= {600, 1200}
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("seeds = []", "seeds"),
+        ("= 3", "cannot be read"),
+        ('[[split]]\nname = "x"', "split.0"),
+        ('pair = [{policy = "a", against = "b"}]', "no policies a and b"),
+        ("training = {epochs = 3}", "counts steps"),
+        ('policy = [{name = "a", preset = "fedsekect"}]', "no preset"),
+        ('policy = [{name = "a", preset = "fedavg", settings = {limi = 1}}]', "limi"),
+    ],
+)
+def test_a_grid_that_cannot_be_run_is_refused(tmp_path, text, said):
+    whole = {
+        "seeds": "seeds = [0]",
+        "split": 'split = [{name = "x", task = "digits", rounds = 4}]',
+        "policy": 'policy = [{name = "local", preset = "local"}]',
+    }
+    given = text.lstrip("[").split()[0].rstrip("]")
+    parts = [line for name, line in whole.items() if name != given]
+    (tmp_path / "grid.toml").write_text("\n".join([*parts, text]))
+    with pytest.raises(FedSelectError, match=said):
+        read_grid(tmp_path / "grid.toml")
+
+
+# --- the page and the command ------------------------------------------------------------------
+
+
+def full_report():
+    study = grid(
+        "local",
+        "fedavg",
+        "fedselect",
+        seeds=(0, 1),
+        pair=[
+            {"policy": "fedselect", "against": "local"},
+            {"policy": "fedavg", "against": "local"},
+        ],
+    )
+    keys = {(c.policy.name, c.seed): c.key for c in study.cells()}
+    figures = {"local": [80, 70], "fedavg": [80, 71], "fedselect": [90, 85]}
+    results = [
+        result(name, seed, [value + seed for value in values]).model_copy(
+            update={"key": keys[name, seed]}
+        )
+        for name, values in figures.items()
+        for seed in (0, 1)
+    ]
+    return Report(study, results)
+
+
+def test_the_page_keeps_what_a_person_wrote(tmp_path):
+    page = tmp_path / "STUDY.md"
+    page.write_text(f"# Mine\n\nbefore\n\n{BEGIN}\nold\n{END}\n\n## What we claim\n\nafter\n")
+    write_page(full_report(), page)
+    text = page.read_text()
+    assert text.startswith("# Mine\n\nbefore\n\n")
+    assert text.endswith("## What we claim\n\nafter\n")
+    assert "\nold\n" not in text
+    assert "| `fedselect` − `local` | better | +12.5 ± 0.0 | **higher** |" in text
+    assert "| `fedavg` − `local` | better | +0.5 ± 0.0 |" in text
+    svg = (tmp_path / "study" / "plots" / "few.svg").read_text()
+    assert svg.startswith("<svg")
+    assert "(study/plots/few.svg)" in text
+    once = page.read_text()
+    write_page(full_report(), page)
+    assert page.read_text() == once
+    page.write_text("# no marks")
+    with pytest.raises(FedSelectError, match="marks"):
+        write_page(full_report(), page)
+
+
+def test_the_words_where_nothing_can_be_told():
+    report = full_report()
+    results = [
+        result("fedselect", 0, [90, 80]),
+        result("fedselect", 1, [70, 60]),
+        result("local", 0, [70, 60]),
+        result("local", 1, [90, 80]),
+    ]
+    (found,) = differences(report.grid, results)
+    assert found.mean.verdict == "not distinguishable"
+    assert "not distinguishable" in Report(report.grid, results).sections()
