@@ -73,7 +73,7 @@ def set_aside(batches: Iterable[Batch]) -> Fold:
         )
     digest = hashlib.sha256()
     out = _rows(whole, places[held])
-    for tensor in _tensors(out):
+    for tensor in tensors(out):
         digest.update(f"{tensor.dtype} {tuple(tensor.shape)}\n".encode())
         digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
     return Fold(_rows(whole, places[~held]), out, digest.hexdigest())
@@ -105,7 +105,7 @@ def _joined(batches: Sequence[Batch]) -> Batch:
     if not batches:
         raise TrainingError("train_batches() gave no batch, so nothing can be held out")
     try:
-        return _mapped(torch.cat, *batches)
+        return mapped(torch.cat, *batches)
     except RuntimeError as error:
         raise TrainingError(
             f"the hold-out gate puts batches together, which these do not allow: {error}"
@@ -113,11 +113,11 @@ def _joined(batches: Sequence[Batch]) -> Batch:
 
 
 def _rows(batch: Batch, rows: Tensor) -> Batch:
-    return _mapped(lambda parts: parts[0][rows.to(parts[0].device)], batch)
+    return mapped(lambda parts: parts[0][rows.to(parts[0].device)], batch)
 
 
 def _length(batch: Batch) -> int:
-    lengths = {len(tensor) for tensor in _tensors(batch)}
+    lengths = {len(tensor) for tensor in tensors(batch)}
     if len(lengths) != 1:
         raise TrainingError(
             f"the hold-out gate needs tensors with one entry for each example, got lengths "
@@ -126,23 +126,32 @@ def _length(batch: Batch) -> int:
     return lengths.pop()
 
 
-def _tensors(batch: Batch) -> list[Tensor]:
+def tensors(batch: Batch) -> list[Tensor]:
+    """All tensors of a batch.
+
+    Raises:
+        TrainingError: as :func:`mapped`.
+    """
     found: list[Tensor] = []
-    _mapped(lambda parts: found.append(parts[0]), batch)
+    mapped(lambda parts: found.append(parts[0]), batch)
     return found
 
 
-def _mapped(change: Callable[[tuple[Tensor, ...]], Any], *batches: Batch) -> Batch:
-    """Apply a function to the tensors that are at the same place of all batches."""
+def mapped(change: Callable[[tuple[Tensor, ...]], Any], *batches: Batch) -> Batch:
+    """Apply a function to the tensors that are at the same place of all batches.
+
+    Raises:
+        TrainingError: they are not made of tensors with one entry for each example.
+    """
     first = batches[0]
     if isinstance(first, Tensor) and first.dim():
         return change(batches)
     if isinstance(first, Mapping):
-        return {key: _mapped(change, *(each[key] for each in batches)) for key in first}
+        return {key: mapped(change, *(each[key] for each in batches)) for key in first}
     if isinstance(first, tuple | list):
-        parts = [_mapped(change, *each) for each in zip(*batches, strict=True)]
+        parts = [mapped(change, *each) for each in zip(*batches, strict=True)]
         return type(first)(*parts) if hasattr(first, "_fields") else type(first)(parts)
     raise TrainingError(
-        "the hold-out gate needs batches of tensors (alone, or in tuples, lists or dicts) with one "
+        "batches must be made of tensors (alone, or in tuples, lists or dicts) with one "
         f"entry for each example, got {type(first).__name__}"
     )

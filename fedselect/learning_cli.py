@@ -8,6 +8,7 @@ before a command runs: ``fedselect --help`` stays fast.
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -26,6 +27,7 @@ from fedselect import (
     study_cli,
     versions_cli,
 )
+from fedselect.checkpoints import Checkpoint
 from fedselect.effects import WORSE_POINTS
 from fedselect.errors import SettingsError
 from fedselect.policies import PRESETS, RunSettings, Training, preset_run
@@ -62,6 +64,13 @@ def simulate(
     participation: Annotated[
         float, typer.Option(min=0.001, max=1, help="Share of the clients that each round draws.")
     ] = 1.0,
+    vectorized: Annotated[
+        bool, typer.Option("--vectorized", help="Train all clients of a small model at once.")
+    ] = False,
+    checkpoint: Annotated[
+        Path | None, typer.Option(help="Folder to keep the state in, and to go on from.")
+    ] = None,
+    every: Annotated[int, typer.Option(min=1, help="Rounds between two checkpoints.")] = 1,
     task_arg: agent_cli.TaskArg = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
 ) -> None:
@@ -73,7 +82,10 @@ def simulate(
     tasks = client_tasks(task, **{"seed": seed, **arguments})
     for warning in _warnings(settings, len(tasks), participation):
         console.print(f"Note: {warning}", highlight=False)
-    document = report(_run(tasks, settings, console, participation))
+    about = {"task": task, "arguments": arguments, "participation": participation}
+    kept = None if checkpoint is None else Checkpoint(checkpoint, every, about)
+    way = (vectorized, kept)
+    document = report(_run(tasks, settings, console, participation, way))
     if as_json:
         typer.echo(json.dumps({"task": task, "preset": preset, **document}, indent=2))
     else:
@@ -102,11 +114,15 @@ def _warnings(settings: RunSettings, clients: int, participation: float) -> list
 
 
 def _run(
-    tasks: dict[str, Task], settings: RunSettings, console: Console, participation: float
+    tasks: dict[str, Task],
+    settings: RunSettings,
+    console: Console,
+    participation: float,
+    way: tuple[bool, Checkpoint | None],
 ) -> Simulation:
     import torch
 
-    from fedselect.simulate import sampled
+    from fedselect.simulate import Execution, sampled
     from fedselect.simulate import simulate as run
 
     torch.set_num_threads(1)  # small models are faster so, and equal seeds give equal bits
@@ -120,7 +136,12 @@ def _run(
             )
 
         order = sampled(participation, settings.seed)
-        return run(tasks, settings, order=order, progress=progress)
+        result = run(tasks, settings, order=order, progress=progress, execution=Execution(*way))
+    if result.one_by_one is not None:
+        console.print(
+            f"Note: clients were trained one by one: {result.one_by_one}", highlight=False
+        )
+    return result
 
 
 def report(result: Simulation) -> dict[str, Any]:

@@ -1,45 +1,29 @@
 """A whole run in one process: the service's rules, files and kernels without its servers.
 
-Owns the in-process federation. Must not add a rule of its own: what a simulated run computes, the
-service computes from the same updates bit for bit (same torch build, one torch thread).
+Owns the course of an in-process federation; its two sides are ``inprocess``. Must not add a rule of
+its own: what a simulated run computes, the service computes from the same updates bit for bit (same
+torch build, one torch thread), unless all clients are trained at once (``batched``).
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Container, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from hashlib import sha256
 
-import numpy as np
-
-from fedselect.accounting import noise_rule
-from fedselect.aggregate import Contribution, aggregate
-from fedselect.deltafiles import step
-from fedselect.downloads import DeltaFacts, cheapest
-from fedselect.errors import FedSelectError, SpaceError
-from fedselect.feedback import write_update
-from fedselect.filesizes import version_size
-from fedselect.masks import Mask
-from fedselect.noise import round_key
-from fedselect.personal import Participation, PersonalState, Score, derive_seed
+from fedselect.batched import Job, Together
+from fedselect.checkpoints import Checkpoint
+from fedselect.errors import FedSelectError, SpaceError, TrainingError
+from fedselect.inprocess import Client, Coordinator
+from fedselect.personal import Participation, PersonalState, Score
 from fedselect.policies import RunSettings
-from fedselect.private import private_mean
 from fedselect.space import FloatVector, ParameterSpace
 from fedselect.task import Task
 from fedselect.training import TorchLearner
-from fedselect.wire import (
-    Update,
-    UpdateMeta,
-    UpdatePlan,
-    decode_update,
-    decode_version,
-    encode_version,
-    file_digest,
-)
+from fedselect.wire import encode_version, file_digest
 
-RUN = "simulation"
 Order = Callable[[int, list[str]], list[str]]
 
 
@@ -51,6 +35,7 @@ class Simulation:
     the last version. ``bytes_up`` counts update files; ``bytes_down`` what a client fetches: the
     version that each of its rounds starts from, or the deltas to it, and at the end the last one
     and version 0. ``personal`` is the personal share (0 to 1) of the mask of the last upload.
+    ``one_by_one`` says why clients were not trained together, if that was asked for.
     """
 
     space: ParameterSpace
@@ -61,6 +46,19 @@ class Simulation:
     bytes_up: dict[str, int]
     bytes_down: dict[str, int]
     personal: dict[str, float]
+    one_by_one: str | None = None
+
+
+@dataclass(frozen=True)
+class Execution:
+    """How a simulation is carried out, which changes nothing but rounding.
+
+    ``vectorized`` trains all clients of a round at once, where that is possible (``batched``). With
+    a ``checkpoint``, one that was ended goes on from the last, to the bits of one that never was.
+    """
+
+    vectorized: bool = False
+    checkpoint: Checkpoint | None = None
 
 
 def simulate(
@@ -70,6 +68,7 @@ def simulate(
     order: Order | None = None,
     progress: Callable[[int], None] | None = None,
     noise: Callable[[int], FloatVector] | None = None,
+    execution: Execution = Execution(),
 ) -> Simulation:
     """Run all rounds, then let every client evaluate.
 
@@ -80,14 +79,19 @@ def simulate(
     ``noise(round)`` (D,) is added to what each round publishes, to see what it would cost.
 
     Raises:
-        FedSelectError: no tasks, or an order of nobody, of strangers or of somebody twice.
+        FedSelectError: no tasks, an order of nobody, of strangers or of somebody twice, or a
+            checkpoint of another simulation.
         SpaceError: the tasks' models differ.
         TrainingError: a client's training failed.
     """
-    run = SimulatedRun(tasks, settings)
-    for number in range(1, settings.rounds + 1):
+    run, checkpoint = SimulatedRun(tasks, settings, execution.vectorized), execution.checkpoint
+    if checkpoint is not None:
+        run.resume(checkpoint)
+    for number in range(run.rounds + 1, settings.rounds + 1):
         accepted = run.names if order is None else order(number, list(run.names))
         run.round(accepted, noise=None if noise is None else noise(number))
+        if checkpoint is not None and checkpoint.due(number, settings.rounds):
+            run.save(checkpoint)
         if progress is not None:
             progress(number)
     return run.result()
@@ -148,23 +152,37 @@ class SimulatedRun:
     """A run in this process, round by round, for those who look at it on its way.
 
     ``names`` are the clients in order; their ``learners`` may be asked to score, which changes
-    nothing.
+    nothing. ``one_by_one`` says why clients are not ``vectorized`` though that was asked for.
 
     Raises:
         FedSelectError: no tasks, or a run with arms.
         SpaceError: the tasks' models differ.
     """
 
-    def __init__(self, tasks: Mapping[str, Task], settings: RunSettings) -> None:
+    def __init__(
+        self, tasks: Mapping[str, Task], settings: RunSettings, vectorized: bool = False
+    ) -> None:
         if settings.arms is not None:
             raise FedSelectError(
                 "a run with arms is simulated by simulate_arms", code="task_invalid"
             )
         self.settings = settings
         self._clients = _enrol(tasks)
-        self._coordinator = _Coordinator(next(iter(self._clients.values())).learner)
+        self._coordinator = Coordinator(next(iter(self._clients.values())).learner)
         self._origin = self._coordinator.values
         self.names = sorted(self._clients)
+        self.one_by_one: str | None = None
+        self._together: Together | None = None
+        if vectorized:
+            try:
+                self._together = Together([self.learners[n] for n in self.names], settings)
+            except TrainingError as error:
+                self.one_by_one = str(error)
+
+    @property
+    def rounds(self) -> int:
+        """How many rounds are done."""
+        return len(self._coordinator.versions) - 1
 
     @property
     def learners(self) -> dict[str, TorchLearner]:
@@ -195,13 +213,51 @@ class SimulatedRun:
             TrainingError: a client's training failed.
         """
         order = _checked(list(accepted), self.names)
-        number = len(self._coordinator.versions)
-        updates = {
-            name: self._clients[name].take_part(self._coordinator, self.settings, number=number)
+        number = self.rounds + 1
+        jobs = [
+            self._clients[name].begin(self._coordinator, self.settings, number=number)
             for name in sorted(order)
-        }
+        ]
+        done = {} if self._together is None else self._together.participate(jobs, self.values)
+        updates = {}
+        for job in jobs:
+            result = done.pop(job.name, None) or self._alone(job)
+            updates[job.name] = self._clients[job.name].send(
+                self._coordinator, self.settings, result, number=number
+            )
         parts = [updates[name] for name in order]
         self._coordinator.publish(parts, self.settings, noise=noise)
+
+    def _alone(self, job: Job) -> Participation:
+        return job.learner.participate(
+            job.state, self.values, settings=self.settings, seed=job.seed
+        )
+
+    def save(self, checkpoint: Checkpoint) -> None:
+        """Write all that the next rounds need."""
+        clients = {name: client.saved() for name, client in self._clients.items()}
+        checkpoint.write(self._coordinator.saved(clients), self.space, self._facts())
+
+    def resume(self, checkpoint: Checkpoint) -> None:
+        """Go on from a checkpoint, if there is one.
+
+        Raises:
+            FedSelectError: it is damaged, or of another simulation.
+        """
+        found = checkpoint.read(self.space, self._facts())
+        if found is not None:
+            self._coordinator.restore(found)
+            for name, part in found.clients.items():
+                self._clients[name].restore(part)
+
+    def _facts(self) -> dict[str, object]:
+        return {
+            "settings": self.settings.model_dump(mode="json"),
+            "clients": self.names,
+            "parameter space": self.space.digest,
+            "first version": file_digest(encode_version(self.space.digest, self._origin)),
+            "way of training": "one by one" if self._together is None else "together",
+        }
 
     def states(self) -> dict[str, PersonalState]:
         """Each client's state; who never took part has the shared model."""
@@ -217,6 +273,11 @@ class SimulatedRun:
     def result(self) -> Simulation:
         """What the run leaves behind, once every client has evaluated."""
         states, clients = self.states(), self._clients
+        trained: dict[str, dict[str, FloatVector]] = {}
+        if self._together is not None:
+            trained = self._together.finish(
+                states, self.learners, base=self.values, origin=self._origin
+            )
         return Simulation(
             space=self.space,
             versions=self._coordinator.versions,
@@ -224,168 +285,25 @@ class SimulatedRun:
             states=states,
             scores={
                 name: client.learner.evaluate(
-                    states[name], self.values, settings=self.settings, origin=self._origin
+                    states[name],
+                    self.values,
+                    settings=self.settings,
+                    origin=self._origin,
+                    trained=trained.get(name),
                 )
                 for name, client in clients.items()
             },
             bytes_up=self.bytes_up(),
             bytes_down={name: each.fetched(self._coordinator) for name, each in clients.items()},
             personal={name: state.merge_mask.share(self.space) for name, state in states.items()},
+            one_by_one=self.one_by_one,
         )
 
 
-class _Coordinator:
-    """The line of versions, without storage and database."""
-
-    def __init__(self, first: TorchLearner) -> None:
-        self.space = first.space
-        self.values = first.initial()
-        self.versions: list[str] = []
-        self._file = b""
-        self._steps: list[DeltaFacts] = []
-        self._record(encode_version(self.space.digest, self.values))
-
-    def publish(
-        self,
-        accepted: Sequence[Update],
-        settings: RunSettings,
-        *,
-        noise: FloatVector | None = None,
-    ) -> None:
-        """Aggregate a round's updates in the order accepted, and add ``noise`` (D,)."""
-        by_examples = settings.round.weighting == "examples"
-        parts = [
-            Contribution(u.mask, u.values, float(u.meta.examples) if by_examples else 1.0)
-            for u in accepted
-        ]
-        encoding = settings.wire.encoding
-        base = self.values if encoding == "f32" else np.zeros_like(self.values)
-        if settings.privacy.dp is None:
-            found = aggregate(base, parts, settings.round.min_contributors)
-        else:
-            found = self._noised(parts, settings)
-        if noise is not None:
-            found = found + noise
-        if encoding == "f32":
-            self._record(encode_version(self.space.digest, found))
-        else:
-            self._record(*step(self._file, found, space=self.space.digest, encoding=encoding))
-
-    def _noised(self, parts: Sequence[Contribution], settings: RunSettings) -> FloatVector:
-        rule = noise_rule(settings, self.space)
-        secret = sha256(f"{RUN}/{settings.seed}".encode()).digest()  # as good as any, and known
-        key = round_key(secret, self.versions[-1])
-        return private_mean(self.values, parts, rule, key, deltas=settings.wire.encoding != "f32")
-
-    def _record(self, file: bytes, delta: bytes | None = None) -> None:
-        self._file = file
-        self.values = decode_version(file, space_digest=self.space.digest, dim=self.space.dim)
-        self.versions.append(file_digest(file))
-        if delta is not None:
-            before, newest = self.versions[-2:]
-            self._steps.append(DeltaFacts(before, newest, len(delta)))
-
-    def way(self, held: Container[str]) -> int:
-        """Bytes from versions that a client holds to the newest, as the service would choose."""
-        newest, size = self.versions[-1], len(self._file)
-        chain = cheapest(self._steps[::-1], target=newest, size=size, held=held)
-        if newest in held:
-            return 0
-        return size if chain is None else sum(each.size for each in chain)
-
-
-class _Client:
-    """One client's agent and the coordinator's memory of its mask, in one place."""
-
-    def __init__(self, name: str, learner: TorchLearner) -> None:
-        self.name = name
-        self.learner = learner
-        self.bytes_up = 0
-        self._bytes_down = 0
-        self._held: set[str] = set()
-        self._state: PersonalState | None = None
-        self._known: Mask | None = None
-        self._mask_version = 0
-
-    def take_part(self, coordinator: _Coordinator, settings: RunSettings, *, number: int) -> Update:
-        """Train, write the update file and read it back as the coordinator would."""
-        self._fetch(coordinator)
-        seed = derive_seed(settings, self.name, number)
-        result = self.learner.participate(
-            self._state, coordinator.values, settings=settings, seed=seed
-        )
-        meta = self._meta(coordinator, settings, result, number=number)
-        data, state = write_update(
-            meta,
-            result,
-            base=coordinator.values,
-            before=self._state,
-            known=self._known,
-            send_mask=meta.mask_version > self._mask_version,
-        )
-        update = decode_update(data, self._plan(meta, settings))
-        self._state = state
-        self._known, self._mask_version = update.mask, update.meta.mask_version
-        self.bytes_up += len(data)
-        return update
-
-    def final_state(self, values: FloatVector, settings: RunSettings) -> PersonalState:
-        """The state after the last round; who never took part has the shared model (D,)."""
-        if self._state is None:
-            return PersonalState.start(values, settings.policy.first_mask(self.learner.space))
-        return self._state
-
-    def fetched(self, coordinator: _Coordinator) -> int:
-        """Bytes of all versions, once the last one and version 0 are here to be evaluated."""
-        self._fetch(coordinator)
-        origin = coordinator.versions[0] not in self._held
-        return self._bytes_down + (version_size(coordinator.space.dim) if origin else 0)
-
-    def _fetch(self, coordinator: _Coordinator) -> None:
-        """Get the newest version; an agent holds it and, if it had that, version 0."""
-        self._bytes_down += coordinator.way(self._held)
-        first, newest = coordinator.versions[0], coordinator.versions[-1]
-        self._held = {newest, *({first} & self._held)}
-
-    def _meta(
-        self,
-        coordinator: _Coordinator,
-        settings: RunSettings,
-        result: Participation,
-        *,
-        number: int,
-    ) -> UpdateMeta:
-        return UpdateMeta(
-            space=self.learner.space.digest,
-            run=RUN,
-            round=number,
-            assignment=f"{self.name}/{number}",
-            base_version=coordinator.versions[-1],
-            mask_version=self._mask_version + (result.mask != self._known),
-            examples=result.examples,
-            encoding=settings.wire.encoding,
-        )
-
-    def _plan(self, meta: UpdateMeta, settings: RunSettings) -> UpdatePlan:
-        lower, upper = settings.policy.bounds(self.learner.space)
-        return UpdatePlan(
-            space=meta.space,
-            run=meta.run,
-            round=meta.round,
-            assignment=meta.assignment,
-            base_version=meta.base_version,
-            encoding=settings.wire.encoding,
-            lower=lower,
-            upper=upper,
-            known_mask=self._known,
-            known_mask_version=self._mask_version,
-        )
-
-
-def _enrol(tasks: Mapping[str, Task]) -> dict[str, _Client]:
+def _enrol(tasks: Mapping[str, Task]) -> dict[str, Client]:
     if not tasks:
         raise FedSelectError("there is no client to simulate", code="task_invalid")
-    clients = {name: _Client(name, TorchLearner(task)) for name, task in tasks.items()}
+    clients = {name: Client(name, TorchLearner(task)) for name, task in tasks.items()}
     first = next(iter(clients.values()))
     for client in clients.values():
         if client.learner.space.digest != first.learner.space.digest:

@@ -9,7 +9,6 @@ business, not this module's.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import replace
 from itertools import islice
 from typing import Any
@@ -19,32 +18,22 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from fedselect.choices import following as following_choices
+from fedselect.budgets import FINE_TUNING, LOCAL_ONLY, finishing, seeded, without_others
 from fedselect.errors import SpaceError, TrainingError
 from fedselect.evidence import NOTHING, SQUARED_GRADIENT
-from fedselect.gathering import Squares, Window, left, met, wanted
+from fedselect.following import Trained, conclude
+from fedselect.gathering import Squares, Window, met, wanted
 from fedselect.holdout import Fold, gain, set_aside
 from fedselect.masks import Mask
 from fedselect.modelspace import space_of
 from fedselect.moves import Moves, Trainable, shares, split
 from fedselect.personal import Participation, PersonalState, Score, derive_seed
-from fedselect.policies import Policy, RunSettings, preset
-from fedselect.selection import next_mask
+from fedselect.policies import Policy, RunSettings
 from fedselect.space import FloatVector, Role, Slot
 from fedselect.task import Batch, Task
 
 Hits = Tensor | None  # which held-out examples were right, one truth value each
 _FOLD = "held-out fold"  # stands for the client's name in the seed that sets examples aside
-_FINE_TUNING = "fine-tuning"
-_LOCAL_ONLY = "local-only"  # stands for the client's name in the seeds of the local-only baseline
-
-
-@contextmanager
-def _seeded(seed: int) -> Iterator[None]:
-    """Seed torch inside, leave the caller's random generators as they were."""
-    with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
-        torch.manual_seed(seed)
-        yield
 
 
 class TorchLearner:
@@ -61,14 +50,14 @@ class TorchLearner:
 
     def __init__(self, task: Task) -> None:
         self.task = task
-        with _seeded(0):
-            self._model = task.build_model()
-        self.space = space_of(self._model, task.roles())
-        self._trainable = self._find_trainable()
-        saved = self._model.state_dict()
+        with seeded(0):
+            self.model = task.build_model()
+        self.space = space_of(self.model, task.roles())
+        self.trainable = self._find_trainable()
+        saved = self.model.state_dict()
         self._outside = {  # what a forward pass may move besides the space, at its start
             name: buffer.clone()
-            for name, buffer in self._model.named_buffers()
+            for name, buffer in self.model.named_buffers()
             if name not in saved or not buffer.is_floating_point()
         }
         self._integers = sorted(saved.keys() & self._outside.keys())
@@ -91,36 +80,40 @@ class TorchLearner:
             TrainingError: no batches, or a result that is not finite (decision 4).
             SpaceError: the state or the base belongs to a model of another size.
         """
-        if state is None:
-            state = PersonalState.start(base, settings.policy.first_mask(self.space))
-        self.check_size(base, state)
-        self.task.batch_size = settings.training.batch_size
-        state, window = self._prepare(state, base, settings)
-        with _seeded(seed):
+        state, window = self.begin(state, base, settings)
+        with seeded(seed):
             own = self._train_own(state, base, settings)
             theta = self._train(
                 state.merge(base), state.mask, state.buffers, settings=settings, window=window
             )
             examples = self.task.examples()
         state = replace(state, evidence=window.told(state.evidence))
-        policy, space = settings.policy, self.space
-        mask, reference = next_mask(policy, state, theta=theta, space=space, seed=seed)
-        following = PersonalState(
-            participations=state.participations + 1,
-            theta=theta,
-            reference=reference,
-            merge_mask=state.mask,
-            mask=mask,
-            buffers=self._integer_buffers(),
-            evidence=left(policy, state),
-            gated=state.gated,
-            own=own,
-            choices=following_choices(state, mask, theta=theta, space=space),
-        )
-        return Participation(theta, state.mask, examples, following)
+        done = Trained(theta, own, examples, self._integer_buffers())
+        return conclude(state, done, policy=settings.policy, space=self.space, seed=seed)
+
+    def begin(
+        self, state: PersonalState | None, base: FloatVector, settings: RunSettings
+    ) -> tuple[PersonalState, Window]:
+        """What a participation starts from, and what it is to gather; the gate judges if it is due.
+
+        Raises:
+            TrainingError: the task's examples are not those that the gate had set aside.
+            SpaceError: the state or the base belongs to a model of another size.
+        """
+        if state is None:
+            state = PersonalState.start(base, settings.policy.first_mask(self.space))
+        self.check_size(base, state)
+        self.task.batch_size = settings.training.batch_size
+        return self._prepare(state, base, settings)
 
     def evaluate(
-        self, state: PersonalState, base: FloatVector, *, settings: RunSettings, origin: FloatVector
+        self,
+        state: PersonalState,
+        base: FloatVector,
+        *,
+        settings: RunSettings,
+        origin: FloatVector,
+        trained: Mapping[str, FloatVector] | None = None,
     ) -> dict[str, Score]:
         """Score five models on the same held-out batches, all in eval mode.
 
@@ -129,7 +122,8 @@ class TorchLearner:
         ``post``: its model as last trained, or fine-tuned from ``pre`` if the policy says so;
         ``local_only``: trained from ``origin`` with everything personal and joint steps, for as
         many participations and gradient steps as ``post`` has behind it, in batches that depend on
-        the run's seed only. A second local model is both ``pre`` and ``post``.
+        the run's seed only. A second local model is both ``pre`` and ``post``. ``local_only`` and
+        ``post`` are trained here, unless ``trained`` has them.
 
         Raises:
             TrainingError: no batches, or a result that is not finite.
@@ -138,12 +132,16 @@ class TorchLearner:
         self.check_size(base, state)
         self.task.batch_size = settings.training.batch_size
         stays = Mask.initial(self.space).to_bool()
+        if trained is None:
+            trained = {
+                "local_only": self._alone(state.participations, origin, settings),
+                "post": self.finished(state, base, settings),
+            }
         models = {
-            "local_only": self._alone(state.participations, origin, settings),
             "start": origin,
             "global": np.where(stays, state.theta, base),
             "pre": state.personalized(base),
-            "post": self.finished(state, base, settings),
+            **trained,
         }
         return self.scores(models.items(), own="post", settings=settings)
 
@@ -164,7 +162,7 @@ class TorchLearner:
         self.task.batch_size = settings.training.batch_size
         found = {}
         for name, theta in models:
-            with _seeded(settings.seed):  # the same examples in the same order for every model
+            with seeded(settings.seed):  # the same examples in the same order for every model
                 found[name] = self._score(theta)
         return found
 
@@ -180,7 +178,7 @@ class TorchLearner:
         state = replace(state, evidence=met(policy, state, base))
         window = Window()
         if SQUARED_GRADIENT in wanted(policy, now):
-            window.squares = Squares(self._trainable, self.space.dim)
+            window.squares = Squares(self.trainable, self.space.dim)
         if policy.gate == "none":
             return state, window
         if policy.gathers(now):
@@ -192,7 +190,7 @@ class TorchLearner:
         return state, window
 
     def _fold(self, state: PersonalState, settings: RunSettings) -> Fold:
-        with _seeded(derive_seed(settings, _FOLD, 0)):  # the same examples every time
+        with seeded(derive_seed(settings, _FOLD, 0)):  # the same examples every time
             fold = set_aside(self.task.train_batches())
         if state.evidence.fold not in {"", fold.digest}:
             raise TrainingError(
@@ -207,10 +205,10 @@ class TorchLearner:
 
         def loss(theta: FloatVector) -> float:
             self._load(theta, {})
-            self._model.eval()
+            self.model.eval()
             with torch.no_grad():
                 found = [
-                    (float(self.task.loss(self._model, batch)), count)
+                    (float(self.task.loss(self.model, batch)), count)
                     for batch, count in fold.batches(self.task.batch_size)
                 ]
             return sum(mean * count for mean, count in found) / sum(count for _, count in found)
@@ -233,14 +231,14 @@ class TorchLearner:
         window: Window,
     ) -> FloatVector:
         self._load(start, buffers)
-        self._model.train()
-        for moves, batches in self._phases(settings, mask, window):
+        self.model.train()
+        for moves, batches in self.phases(settings, mask, window):
             for batch in batches:
                 self._step(batch, moves, settings, window)
         theta = self._read()
         for slot in self.space.with_role(Role.FROZEN):  # a buffer moves without any gradient
             theta[slot.offset : slot.stop] = start[slot.offset : slot.stop]
-        self._check_finite(theta)
+        self.check_finite(theta)
         return theta
 
     def _train_own(
@@ -262,13 +260,16 @@ class TorchLearner:
         policy = settings.policy
         if not policy.finetune:
             return state.theta if state.own is None else state.own
-        whole = settings.model_copy(update={"policy": policy.model_copy(update={"trains": "all"})})
-        with _seeded(derive_seed(settings, _FINE_TUNING, state.participations)):
+        with seeded(derive_seed(settings, FINE_TUNING, state.participations)):
             return self._train(
-                state.merge(base), state.mask, state.buffers, settings=whole, window=Window()
+                state.merge(base),
+                state.mask,
+                state.buffers,
+                settings=finishing(settings),
+                window=Window(),
             )
 
-    def _phases(
+    def phases(
         self, settings: RunSettings, mask: Mask, window: Window
     ) -> Iterator[tuple[Moves, Iterator[Batch]]]:
         """What moves, and on which batches, one phase after the other (ALGORITHM §1.3).
@@ -296,16 +297,16 @@ class TorchLearner:
     def _moving(self, policy: Policy) -> Trainable:
         """The trainable parameters that this policy lets move, with their slots."""
         if policy.trains == "all":
-            return self._trainable
+            return self.trainable
         head = self.space.head()
-        return [(slot, parameter) for slot, parameter in self._trainable if slot not in head]
+        return [(slot, parameter) for slot, parameter in self.trainable if slot not in head]
 
     def _step(self, batch: Batch, moves: Moves, settings: RunSettings, window: Window) -> None:
         training, pull = settings.training, settings.policy.proximal
-        self._model.zero_grad()
-        torch.autograd.backward(self.task.loss(self._model, batch))
+        self.model.zero_grad()
+        torch.autograd.backward(self.task.loss(self.model, batch))
         if training.clip_norm is not None:
-            trainable = [parameter for _, parameter in self._trainable]
+            trainable = [parameter for _, parameter in self.trainable]
             nn.utils.clip_grad_norm_(trainable, training.clip_norm)
         with torch.no_grad():
             if window.squares is not None:
@@ -322,7 +323,7 @@ class TorchLearner:
     def _pull(self, anchor: Tensor, strength: float) -> None:
         """Add the gradient of strength/2 · ‖θ − anchor‖², ``anchor`` of shape (D,)."""
         pulled: set[int] = set()
-        for slot, parameter in self._trainable:
+        for slot, parameter in self.trainable:
             if parameter.grad is not None and slot.offset not in pulled:  # once if tied
                 pulled.add(slot.offset)
                 aim = anchor[slot.offset : slot.stop].view(slot.shape).to(parameter)
@@ -346,16 +347,11 @@ class TorchLearner:
     def _alone(
         self, participations: int, origin: FloatVector, settings: RunSettings
     ) -> FloatVector:
-        training = settings.training
-        if training.epochs is not None:
-            # The baseline gets as many gradient steps.
-            epochs = settings.policy.passes * training.epochs
-            training = training.model_copy(update={"epochs": epochs})
-        alone = settings.model_copy(update={"policy": preset("local"), "training": training})
+        alone = without_others(settings)
         theta, mask = origin, Mask.full(self.space.dim)
         buffers: dict[str, npt.NDArray[Any]] = {}
         for number in range(1, participations + settings.policy.finetune + 1):
-            with _seeded(derive_seed(settings, _LOCAL_ONLY, number)):
+            with seeded(derive_seed(settings, LOCAL_ONLY, number)):
                 theta = self._train(theta, mask, buffers, settings=alone, window=Window())
             buffers = self._integer_buffers()
         return theta
@@ -363,19 +359,19 @@ class TorchLearner:
     def _score(self, theta: FloatVector) -> tuple[Score, Hits]:
         """The score, and which examples were right if the task tells of single ones."""
         self._load(theta, {})
-        self._model.eval()
+        self.model.eval()
         singly = type(self.task).outcome is Task.outcome
         hits: list[Tensor] = []
         correct, total, loss = 0, 0, 0.0
         with torch.no_grad():
             for batch in self.task.eval_batches():
                 if singly:
-                    each = self.task.hits(self._model, batch).to("cpu", torch.bool).reshape(-1)
+                    each = self.task.hits(self.model, batch).to("cpu", torch.bool).reshape(-1)
                     hits.append(each)
                     right, count = int(each.sum()), len(each)
                 else:
-                    right, count = self.task.outcome(self._model, batch)
-                loss += float(self.task.loss(self._model, batch)) * count
+                    right, count = self.task.outcome(self.model, batch)
+                loss += float(self.task.loss(self.model, batch)) * count
                 correct, total = correct + right, total + count
         every = torch.cat(hits) if hits else None
         return Score(correct, total, loss / total if total else 0.0), every
@@ -386,7 +382,7 @@ class TorchLearner:
         """Every distinct parameter that learns, with its slot; tied ones may share a slot."""
         slots = {t.data_ptr(): slot for slot, t in self._tensors() if t.numel()}
         found = []
-        for name, parameter in self._model.named_parameters():
+        for name, parameter in self.model.named_parameters():
             slot = slots.get(parameter.data_ptr())
             if slot is None and parameter.numel():
                 raise SpaceError(f"parameter {name!r} is missing from the model's state_dict")
@@ -398,7 +394,7 @@ class TorchLearner:
 
     def _tensors(self) -> list[tuple[Slot, Tensor]]:
         # Looked up each time: a forward pass may put another tensor in a buffer's place.
-        saved = self._model.state_dict(keep_vars=True)
+        saved = self.model.state_dict(keep_vars=True)
         return [(slot, saved[slot.name]) for slot in self.space.slots]
 
     def _read(self) -> FloatVector:
@@ -410,7 +406,7 @@ class TorchLearner:
 
     def _load(self, flat: FloatVector, buffers: Mapping[str, npt.NDArray[Any]]) -> None:
         source = torch.tensor(flat)
-        present = dict(self._model.named_buffers())
+        present = dict(self.model.named_buffers())
         with torch.no_grad():
             for slot, tensor in self._tensors():
                 tensor.copy_(source[slot.offset : slot.stop].view(slot.shape))
@@ -419,8 +415,14 @@ class TorchLearner:
                 present[name].copy_(value.reshape(initial.shape))
 
     def _integer_buffers(self) -> dict[str, npt.NDArray[Any]]:
-        saved = self._model.state_dict()
+        saved = self.model.state_dict()
         return {name: saved[name].cpu().numpy().copy() for name in self._integers}
+
+    def train_once(self, start: FloatVector, settings: RunSettings) -> FloatVector:
+        """One budget from ``start`` (D,), everything shared, on batches of torch's generator."""
+        return self._train(
+            start, Mask.empty(self.space.dim), {}, settings=settings, window=Window()
+        )
 
     def check_size(self, base: FloatVector, state: PersonalState) -> None:
         """Raise SpaceError if the state or the base belongs to a model of another size."""
@@ -430,7 +432,8 @@ class TorchLearner:
                 f"this task's model of {self.space.dim}"
             )
 
-    def _check_finite(self, theta: FloatVector) -> None:
+    def check_finite(self, theta: FloatVector) -> None:
+        """Raise TrainingError if a trained model (D,) has values that are not finite."""
         if np.isfinite(theta).all():
             return
         tensors = self.space.unflatten(theta)

@@ -54,6 +54,10 @@ ROOMS = {
                 for name in ("dryrun", "gathering", "holdout", "modelspace", "moves")
             ),
             *(
+                f"fedselect/{name}.py"
+                for name in ("batched", "budgets", "checkpoints", "following", "inprocess")
+            ),
+            *(
                 f"fedselect/{name}_cli.py"
                 for name in ("agent", "arms", "data", "estimate", "explain", "learning")
             ),

@@ -121,9 +121,9 @@ def test_the_gate_is_the_rule_that_is_written():
 
     def loss(theta):
         learner._load(theta, {})
-        learner._model.eval()
+        learner.model.eval()
         with torch.no_grad():
-            return float(learner.task.loss(learner._model, fold.held))
+            return float(learner.task.loss(learner.model, fold.held))
 
     d = np.mean(
         [

@@ -1,0 +1,139 @@
+"""Checkpoints of a simulation: all that it needs to go on to the same bits, in one file.
+
+Owns the file, a safetensors one with JSON in its head, and the check that it belongs to the
+simulation. It is replaced in one step, so that whoever ends a simulation at any moment finds the
+last whole one. Must not run anything.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import safetensors
+import safetensors.numpy
+
+from fedselect.downloads import DeltaFacts
+from fedselect.errors import FedSelectError
+from fedselect.personal import PersonalState, write_atomically
+from fedselect.space import ParameterSpace
+
+FORMAT = "fedselect-simulation/1"
+FILE = "simulation.safetensors"
+
+
+@dataclass(frozen=True)
+class ClientPart:
+    """What a simulation knows of a client; ``held`` are digests of version files."""
+
+    state: PersonalState | None
+    mask_version: int
+    bytes_up: int
+    bytes_down: int
+    held: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """A simulation between two rounds: digests of its versions, the newest one's file, the steps
+    that deltas lead from one to the next, and its clients by name.
+    """
+
+    versions: tuple[str, ...]
+    file: bytes
+    steps: tuple[DeltaFacts, ...]
+    clients: Mapping[str, ClientPart]
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """Where a simulation keeps its state: after each ``every``-th round, and after the last.
+
+    ``about`` is plain JSON that says what is simulated besides the settings (the data, who takes
+    part): a checkpoint is only gone on from if it is the same.
+    """
+
+    folder: Path
+    every: int = 1
+    about: Mapping[str, Any] | None = None
+
+    def due(self, number: int, rounds: int) -> bool:
+        """Whether to write one after this round of so many."""
+        return number % self.every == 0 or number == rounds
+
+    def write(self, snapshot: Snapshot, space: ParameterSpace, facts: Mapping[str, Any]) -> None:
+        """Replace the checkpoint; ``facts`` are those of the simulation, as plain JSON."""
+        tensors = {"version": np.frombuffer(snapshot.file, dtype=np.uint8)}
+        rows = {}
+        for number, (name, part) in enumerate(snapshot.clients.items()):
+            row = {key: getattr(part, key) for key in ("mask_version", "bytes_up", "bytes_down")}
+            rows[name] = {**row, "held": part.held, "state": None}
+            if part.state is not None:
+                rows[name]["state"] = key = f"client.{number:06}"
+                tensors[key] = np.frombuffer(part.state.to_bytes(space), dtype=np.uint8)
+        document = {
+            "format": FORMAT,
+            "facts": self._facts(facts),
+            "versions": snapshot.versions,
+            "steps": [asdict(each) for each in snapshot.steps],
+            "clients": rows,
+        }
+        data = safetensors.numpy.save(tensors, {"simulation": json.dumps(document)})
+        self.folder.mkdir(parents=True, exist_ok=True)
+        write_atomically(self.folder / FILE, data)
+
+    def read(self, space: ParameterSpace, facts: Mapping[str, Any]) -> Snapshot | None:
+        """The checkpoint; None if there is none yet.
+
+        Raises:
+            FedSelectError: ``checkpoint_invalid``, the file is damaged; ``checkpoint_mismatch``, it
+                is of another simulation.
+        """
+        path = self.folder / FILE
+        if not path.exists():
+            return None
+        try:
+            with safetensors.safe_open(path, "numpy") as file:
+                document = json.loads((file.metadata() or {})["simulation"])
+                tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+            self._check(document, facts)
+            return _snapshot(document, tensors, space)
+        except (safetensors.SafetensorError, KeyError, TypeError, ValueError) as error:
+            raise FedSelectError(
+                f"{path} is no checkpoint of a simulation, or damaged: {error}; delete it to begin "
+                "again",
+                code="checkpoint_invalid",
+            ) from error
+
+    def _facts(self, facts: Mapping[str, Any]) -> dict[str, Any]:
+        whole: dict[str, Any] = json.loads(json.dumps({**facts, "about": self.about}))
+        return whole
+
+    def _check(self, document: Mapping[str, Any], facts: Mapping[str, Any]) -> None:
+        if document["format"] != FORMAT:
+            raise ValueError(f"its format is {document['format']!r}")
+        mine, found = self._facts(facts), document["facts"]
+        differ = [key for key in mine if mine[key] != found.get(key)]
+        if differ:
+            raise FedSelectError(
+                f"the checkpoint in {self.folder} is of another simulation: other "
+                f"{', '.join(differ)}; give another folder, or delete it",
+                code="checkpoint_mismatch",
+            )
+
+
+def _snapshot(
+    document: Mapping[str, Any], tensors: Mapping[str, Any], space: ParameterSpace
+) -> Snapshot:
+    clients = {}
+    for name, row in document["clients"].items():
+        key = row["state"]
+        state = None if key is None else PersonalState.from_bytes(tensors[key].tobytes(), space)
+        counts = (row["mask_version"], row["bytes_up"], row["bytes_down"])
+        clients[name] = ClientPart(state, *counts, tuple(row["held"]))
+    steps = tuple(DeltaFacts(**each) for each in document["steps"])
+    return Snapshot(tuple(document["versions"]), tensors["version"].tobytes(), steps, clients)

@@ -1,0 +1,216 @@
+"""The two sides of a simulated run: the coordinator's line of versions, and each client's agent.
+
+Owns what both remember between rounds. They exchange the files of the service, written and read as
+it does. Must not train, or decide who takes part.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Container, Mapping, Sequence
+from hashlib import sha256
+
+import numpy as np
+
+from fedselect.accounting import noise_rule
+from fedselect.aggregate import Contribution, aggregate
+from fedselect.batched import Job
+from fedselect.checkpoints import ClientPart, Snapshot
+from fedselect.deltafiles import step
+from fedselect.downloads import DeltaFacts, cheapest
+from fedselect.feedback import write_update
+from fedselect.filesizes import version_size
+from fedselect.masks import Mask
+from fedselect.noise import round_key
+from fedselect.personal import Participation, PersonalState, derive_seed
+from fedselect.policies import RunSettings
+from fedselect.private import private_mean
+from fedselect.space import FloatVector
+from fedselect.training import TorchLearner
+from fedselect.wire import (
+    Update,
+    UpdateMeta,
+    UpdatePlan,
+    decode_update,
+    decode_version,
+    encode_version,
+    file_digest,
+)
+
+RUN = "simulation"
+
+
+class Coordinator:
+    """The line of versions, without storage and database."""
+
+    def __init__(self, first: TorchLearner) -> None:
+        self.space = first.space
+        self.values = first.initial()
+        self.versions: list[str] = []
+        self._file = b""
+        self._steps: list[DeltaFacts] = []
+        self._record(encode_version(self.space.digest, self.values))
+
+    def publish(
+        self,
+        accepted: Sequence[Update],
+        settings: RunSettings,
+        *,
+        noise: FloatVector | None = None,
+    ) -> None:
+        """Aggregate a round's updates in the order accepted, and add ``noise`` (D,)."""
+        by_examples = settings.round.weighting == "examples"
+        parts = [
+            Contribution(u.mask, u.values, float(u.meta.examples) if by_examples else 1.0)
+            for u in accepted
+        ]
+        encoding = settings.wire.encoding
+        base = self.values if encoding == "f32" else np.zeros_like(self.values)
+        if settings.privacy.dp is None:
+            found = aggregate(base, parts, settings.round.min_contributors)
+        else:
+            found = self._noised(parts, settings)
+        if noise is not None:
+            found = found + noise
+        if encoding == "f32":
+            self._record(encode_version(self.space.digest, found))
+        else:
+            self._record(*step(self._file, found, space=self.space.digest, encoding=encoding))
+
+    def _noised(self, parts: Sequence[Contribution], settings: RunSettings) -> FloatVector:
+        rule = noise_rule(settings, self.space)
+        secret = sha256(f"{RUN}/{settings.seed}".encode()).digest()  # as good as any, and known
+        key = round_key(secret, self.versions[-1])
+        return private_mean(self.values, parts, rule, key, deltas=settings.wire.encoding != "f32")
+
+    def _record(self, file: bytes, delta: bytes | None = None) -> None:
+        self._file = file
+        self.values = decode_version(file, space_digest=self.space.digest, dim=self.space.dim)
+        self.versions.append(file_digest(file))
+        if delta is not None:
+            before, newest = self.versions[-2:]
+            self._steps.append(DeltaFacts(before, newest, len(delta)))
+
+    def saved(self, clients: Mapping[str, ClientPart]) -> Snapshot:
+        """Where the line of versions is, with the clients' parts."""
+        return Snapshot(tuple(self.versions), self._file, tuple(self._steps), clients)
+
+    def restore(self, found: Snapshot) -> None:
+        """Go on from there."""
+        self.values = decode_version(found.file, space_digest=self.space.digest, dim=self.space.dim)
+        self._file, self.versions = found.file, list(found.versions)
+        self._steps = list(found.steps)
+
+    def way(self, held: Container[str]) -> int:
+        """Bytes from versions that a client holds to the newest, as the service would choose."""
+        newest, size = self.versions[-1], len(self._file)
+        chain = cheapest(self._steps[::-1], target=newest, size=size, held=held)
+        if newest in held:
+            return 0
+        return size if chain is None else sum(each.size for each in chain)
+
+
+class Client:
+    """One client's agent and the coordinator's memory of its mask, in one place."""
+
+    def __init__(self, name: str, learner: TorchLearner) -> None:
+        self.name = name
+        self.learner = learner
+        self.bytes_up = 0
+        self._bytes_down = 0
+        self._held: set[str] = set()
+        self._state: PersonalState | None = None
+        self._known: Mask | None = None
+        self._mask_version = 0
+
+    def begin(self, coordinator: Coordinator, settings: RunSettings, *, number: int) -> Job:
+        """Fetch what there is to train from."""
+        self._fetch(coordinator)
+        return Job(self.name, self.learner, self._state, derive_seed(settings, self.name, number))
+
+    def send(
+        self,
+        coordinator: Coordinator,
+        settings: RunSettings,
+        result: Participation,
+        *,
+        number: int,
+    ) -> Update:
+        """Write the update file and read it back as the coordinator would."""
+        meta = self._meta(coordinator, settings, result, number=number)
+        data, state = write_update(
+            meta,
+            result,
+            base=coordinator.values,
+            before=self._state,
+            known=self._known,
+            send_mask=meta.mask_version > self._mask_version,
+        )
+        update = decode_update(data, self._plan(meta, settings))
+        self._state = state
+        self._known, self._mask_version = update.mask, update.meta.mask_version
+        self.bytes_up += len(data)
+        return update
+
+    def saved(self) -> ClientPart:
+        """All that is known of the client."""
+        held = tuple(sorted(self._held))
+        return ClientPart(self._state, self._mask_version, self.bytes_up, self._bytes_down, held)
+
+    def restore(self, part: ClientPart) -> None:
+        """Know that again; the coordinator knows the mask of the last upload."""
+        self._state, self._mask_version = part.state, part.mask_version
+        self.bytes_up, self._bytes_down = part.bytes_up, part.bytes_down
+        self._held = set(part.held)
+        self._known = None if part.state is None else part.state.merge_mask
+
+    def final_state(self, values: FloatVector, settings: RunSettings) -> PersonalState:
+        """The state after the last round; who never took part has the shared model (D,)."""
+        if self._state is None:
+            return PersonalState.start(values, settings.policy.first_mask(self.learner.space))
+        return self._state
+
+    def fetched(self, coordinator: Coordinator) -> int:
+        """Bytes of all versions, once the last one and version 0 are here to be evaluated."""
+        self._fetch(coordinator)
+        origin = coordinator.versions[0] not in self._held
+        return self._bytes_down + (version_size(coordinator.space.dim) if origin else 0)
+
+    def _fetch(self, coordinator: Coordinator) -> None:
+        """Get the newest version; an agent holds it and, if it had that, version 0."""
+        self._bytes_down += coordinator.way(self._held)
+        first, newest = coordinator.versions[0], coordinator.versions[-1]
+        self._held = {newest, *({first} & self._held)}
+
+    def _meta(
+        self,
+        coordinator: Coordinator,
+        settings: RunSettings,
+        result: Participation,
+        *,
+        number: int,
+    ) -> UpdateMeta:
+        return UpdateMeta(
+            space=self.learner.space.digest,
+            run=RUN,
+            round=number,
+            assignment=f"{self.name}/{number}",
+            base_version=coordinator.versions[-1],
+            mask_version=self._mask_version + (result.mask != self._known),
+            examples=result.examples,
+            encoding=settings.wire.encoding,
+        )
+
+    def _plan(self, meta: UpdateMeta, settings: RunSettings) -> UpdatePlan:
+        lower, upper = settings.policy.bounds(self.learner.space)
+        return UpdatePlan(
+            space=meta.space,
+            run=meta.run,
+            round=meta.round,
+            assignment=meta.assignment,
+            base_version=meta.base_version,
+            encoding=settings.wire.encoding,
+            lower=lower,
+            upper=upper,
+            known_mask=self._known,
+            known_mask_version=self._mask_version,
+        )
