@@ -95,13 +95,18 @@ def rotate(
 ) -> KeyIssued:
     """A key's successor with the same rights; the old one ends after the grace.
 
-    The predecessor of the old one ends now: two live keys, never three.
+    The predecessor of the old one ends now: two live keys, never three. Who rotates the key of
+    somebody else sees its successor, which is therefore no more than they could have issued.
 
     Raises:
         Missing: no such key.
+        Forbidden: another's key has scopes beyond one's own, such as every key of a client.
         Conflict: it has ended, or has a successor already.
     """
     old = get(tx, principal, key_id, lock=True)
+    own = old.id == principal.key_id
+    if not own:
+        check_gift(principal, ROLES[old.role] if old.scopes is None else old.scopes)
     _check_live(old, tx.now)
     if tx.session.scalar(select(Key.id).where(Key.predecessor_id == old.id)):
         raise Conflict("this key has a successor already; rotate that one", code="key_rotated")
@@ -118,7 +123,9 @@ def rotate(
         scopes=old.scopes,
         certificate=old.certificate,
         predecessor_id=old.id,
-        expires_at=tx.now + lifetime if lifetime else None,
+        expires_at=_earlier(
+            tx.now + lifetime if lifetime else None, None if own else principal.expires_at
+        ),
     )
     old.expires_at = _earlier(old.expires_at, tx.now + timedelta(seconds=body.grace))
     return _issue(tx, pepper, row)
@@ -142,7 +149,8 @@ def get(tx: Tx, principal: Principal, key_id: str, *, lock: bool = False) -> Key
         Missing: there is none.
     """
     query = listed(principal).where(Key.id == key_id)
-    found = tx.session.scalars(query.with_for_update() if lock else query).first()
+    query = query.with_for_update() if lock else query
+    found = tx.session.scalars(query).first() if key_id.isprintable() else None
     if found is None:
         raise Missing(f"there is no key {key_id}")
     return found
