@@ -76,7 +76,7 @@ def complete(document: Json, routes: Iterable[APIRoute]) -> Json:
         _add_access(operation, scope)
         _add_problems(operation, scope, path)
         _add_examples(operation, schemas, document["components"]["examples"])
-        _add_headers(operation, tagged="patch" in document["paths"][path])
+        _add_headers(operation, tagged=_tagged(path, operation, operations))
     _add_links(operations)
     for component in schemas.values():
         for field in component.get("properties", {}).values():
@@ -217,6 +217,20 @@ def _add_examples(operation: Json, schemas: Json, examples: Json) -> None:
             name = media["schema"]["$ref"].rpartition("/")[2]
             examples[name] = {"value": sample(media["schema"], schemas)}
             media["examples"] = {name: {"$ref": f"#/components/examples/{name}"}}
+
+
+def _conditional(operation: Json) -> bool:
+    return any(each["name"].lower() == "if-match" for each in _parameters(operation))
+
+
+def _tagged(path: str, operation: Json, operations: list[tuple[str, Json]]) -> bool:
+    """Whether the answer has an entity tag: it is of a thing that can be changed, here or by an
+    order one segment further, if it is still as it was read.
+    """
+    if not path.endswith("}") or operation["operationId"].startswith("list"):
+        return _conditional(operation)
+    here = re.compile(re.escape(path) + r"(/[^/]+)?")
+    return any(_conditional(each) for other, each in operations if here.fullmatch(other))
 
 
 def _add_headers(operation: Json, *, tagged: bool) -> None:

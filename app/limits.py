@@ -2,7 +2,8 @@
 
 Owns the arithmetic (GCRA, ITU-T I.371), where buckets are kept, and whose turn it is. A flood ends
 at the bucket of the process that it reaches, before anything else is done for it; the one in Redis
-holds over many processes. While Redis is away the process's own buckets go on holding. What a
+holds over many processes. While Redis is away the process's own buckets go on holding. A key that
+nobody knows has no bucket worth counting: it uses up that of the address it comes from. What a
 bucket lets pass at once takes turns: the calls of others do not queue behind it. Must not know what
 is asked.
 """
@@ -67,11 +68,12 @@ class OwnBuckets:
         self._buckets: OrderedDict[bytes, float] = OrderedDict()
         self._lock = Lock()
 
-    def wait(self, who: bytes) -> float:
-        """Seconds until this caller may call; 0: now, and the call is counted."""
+    def wait(self, who: bytes, *, count: bool = True) -> float:
+        """Seconds until this caller may call; 0: now, and the call is counted, if it is to be."""
         with self._lock:
-            full, wait = spend(self._buckets.pop(who, 0.0), self._clock(), self._rate)
-            self._buckets[who] = full
+            before = self._buckets.pop(who, 0.0)
+            full, wait = spend(before, self._clock(), self._rate)
+            self._buckets[who] = full if count else before
             if len(self._buckets) > REMEMBERED:
                 self._buckets.popitem(last=False)
         return wait
@@ -129,9 +131,11 @@ class Callers:
 
     def __init__(self, url: str, rate: Rate, *, at_once: int) -> None:
         self._own, self._shared = OwnBuckets(rate), SharedBuckets(url, rate)
+        self._in_vain = OwnBuckets(rate)  # of addresses: what came from there with no known key
+        self._admitted: OrderedDict[bytes, None] = OrderedDict()
         self.turns = Turns(at_once)
 
-    def check_own(self, authorization: bytes, peer: str) -> bytes:
+    def check_own(self, authorization: str, peer: str) -> bytes:
         """Count a call where it arrives; without a key it is that of a network address.
 
         Returns the caller, whose turn the call is to wait for.
@@ -140,6 +144,8 @@ class Callers:
             TooMany: rate_limited.
         """
         who = _who(authorization) if authorization else peer.encode()
+        if authorization and who not in self._admitted:
+            _refuse(self._in_vain.wait(peer.encode(), count=False))
         _refuse(self._own.wait(who))
         return who
 
@@ -149,12 +155,23 @@ class Callers:
         Raises:
             TooMany: rate_limited.
         """
-        _refuse(self._shared.wait(_who(authorization.encode())))
+        who = _who(authorization)
+        self._admitted[who] = None
+        if len(self._admitted) > REMEMBERED:
+            self._admitted.popitem(last=False)
+        _refuse(self._shared.wait(who))
+
+    def came_in_vain(self, peer: str) -> None:
+        """Count a call whose key is not valid: every guess would have a bucket of its own."""
+        self._in_vain.wait(peer.encode())
 
 
-def _who(authorization: bytes) -> bytes:
-    # All of the header: who knows a key's public part alone must not use up its calls.
-    return hashlib.blake2b(authorization, digest_size=16).hexdigest().encode()
+def _who(authorization: str) -> bytes:
+    # All of the key: who knows its public part alone must not use up its calls. And nothing but the
+    # key: however the header is written, it is the same caller.
+    scheme, _, text = authorization.partition(" ")
+    same = f"{scheme.lower()} {text.strip()}".encode(errors="surrogatepass")
+    return hashlib.blake2b(same, digest_size=16).hexdigest().encode()
 
 
 def _refuse(wait: float) -> None:

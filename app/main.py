@@ -15,6 +15,7 @@ from fastapi_offline import FastAPIOffline
 from starlette.types import Lifespan
 
 from app import description, exposition, gauges, logs, probe, tracing, wiring
+from app.outermost import Outermost
 from app.problems import install_problem_handlers
 from app.routes import (
     admin,
@@ -31,7 +32,6 @@ from app.routes import (
 )
 from app.settings import AppSettings, read
 from app.watching import Watched
-from app.web import Outermost
 from fedselect import __version__
 
 DESCRIPTION = """

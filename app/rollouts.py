@@ -153,16 +153,12 @@ def _in_stage(rollout: Rollout) -> Any:
 # --- going on ----------------------------------------------------------------------------------
 
 
-def command(
-    tx: Tx, principal: Principal, rollout_id: UUID, event: RolloutEvent, *, reason: str
-) -> RolloutDetail:
-    """An administrator's order.
+def command(tx: Tx, rollout: Rollout, event: RolloutEvent, *, reason: str) -> RolloutDetail:
+    """An administrator's order; the rollout's row must be locked.
 
     Raises:
-        Missing: there is no such rollout in this project.
         LifecycleError: the state does not allow it.
     """
-    rollout = _locked(tx, get(tx, principal, rollout_id).id)
     decided = decide(_facts(rollout), event, reason=reason)
     if decided is not None:
         _enter(tx, rollout, decided)
@@ -343,7 +339,7 @@ def _write_down(tx: Tx, rollout: Rollout, action: str, *, before: str | None) ->
 # --- looking -----------------------------------------------------------------------------------
 
 
-def get(tx: Tx, principal: Principal, rollout_id: UUID) -> Rollout:
+def get(tx: Tx, principal: Principal, rollout_id: UUID, *, lock: bool = False) -> Rollout:
     """A rollout of the principal's project.
 
     Raises:
@@ -355,7 +351,7 @@ def get(tx: Tx, principal: Principal, rollout_id: UUID) -> Rollout:
     found = tx.session.scalars(query).first()
     if found is None:
         raise Missing(f"there is no rollout {rollout_id} in this project")
-    return found
+    return _locked(tx, found.id) if lock else found
 
 
 def listed(principal: Principal) -> Select[Rollout]:

@@ -1,21 +1,18 @@
-"""HTTP manners: request ids, body limits, paging, idempotency, preconditions.
+"""HTTP manners: who calls, paging, idempotency, preconditions.
 
 Owns what every route shares. Must not know what any route does.
 """
 
 from __future__ import annotations
 
-import asyncio
 import base64
 import binascii
 import hashlib
 import hmac
 import json
 import logging
-import random
 import re
-from collections.abc import Awaitable, Callable, MutableMapping, Sequence
-from contextlib import AbstractAsyncContextManager, nullcontext
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from functools import partial
@@ -32,9 +29,7 @@ from sqlalchemy.orm import InstrumentedAttribute
 from app import auth, logs, members, parameters
 from app.auth import PROJECT_HEADER, Principal, Scope
 from app.db import Tx
-from app.errors import Conflict, Invalid, Outdated, TooLarge, TooMany
-from app.limits import Callers
-from app.problems import problem
+from app.errors import Conflict, Invalid, Outdated, Unauthorized
 from app.settings import AppSettings
 from app.tables import IdempotentAnswer
 from app.wiring import Coordinator
@@ -43,10 +38,9 @@ from fedselect.protocol import Answer
 log = logging.getLogger(__name__)
 Shape = TypeVar("Shape", bound=BaseModel)
 Item = TypeVar("Item")
+Row = TypeVar("Row")
 Q = TypeVar("Q")
-Message = MutableMapping[str, Any]
-Receive = Callable[[], Awaitable[Message]]
-Send = Callable[[Message], Awaitable[None]]
+Order = tuple[InstrumentedAttribute[datetime], InstrumentedAttribute[Any]]
 # Tells the description how to send a key; ``auth`` reads the header itself and says what is wrong.
 BEARER = HTTPBearer(
     auto_error=False,
@@ -55,11 +49,7 @@ BEARER = HTTPBearer(
 )
 PROJECT = "Which project, for a key of a whole organisation; others need none."
 FINGERPRINT = re.compile(r"[0-9a-f]{64}")
-NO_CSP = b"default-src 'none'; frame-ancestors 'none'"
-PAGE_CSP = b"default-src 'self' 'unsafe-inline' data:; frame-ancestors 'none'"
 LONGEST_ONCE_KEY = 255  # characters
-HELD_BACK = 1.0  # seconds, about, until a call beyond a key's rate is refused
-MOST_HELD_BACK = 1000  # calls of a process at a time; they cost their connections alone
 
 
 class Page(Answer, Generic[Item]):
@@ -101,6 +91,25 @@ class Call:
         with self.core.db.transaction(self.actor, self.purpose) as tx:
             return work(tx)
 
+    def page(
+        self,
+        paging: Paging,
+        query: Callable[[Tx], Select[Row]],
+        shown: Callable[[Tx, list[Row]], list[Item]],
+        *,
+        order: Order | None = None,
+    ) -> Page[Item]:
+        """One page of a list, oldest first; ``shown`` gives the items of all its rows at once.
+
+        ``order`` is a time and an id, by default when a row was created and its id.
+        """
+
+        def work(tx: Tx) -> Page[Item]:
+            rows, cursor = _page(tx, query(tx), order=order, paging=paging)
+            return Page(items=shown(tx, rows), next=cursor)
+
+        return self.run(work)
+
     def together(
         self, work: Callable[[Tx, Sequence[Q]], Sequence[Item | Exception]], asked: Q
     ) -> Item:
@@ -132,7 +141,11 @@ def require(scope: Scope) -> Any:
         project: Annotated[UUID | None, Header(alias=PROJECT_HEADER, description=PROJECT)] = None,
     ) -> Call:
         core: Coordinator = request.app.state.core
-        principal = _principal(core, request, authorization, project)
+        try:
+            principal = _principal(core, request, authorization, project)
+        except Unauthorized:
+            core.callers.came_in_vain(_peer(request))
+            raise
         core.callers.check_shared(authorization or "")
         logs.note(
             project=principal.project,
@@ -173,12 +186,18 @@ def public() -> Any:
 
     def unauthenticated(request: Request) -> Call:
         core: Coordinator = request.app.state.core
+        if "authorization" in request.headers and not request.url.path.startswith("/health/"):
+            core.callers.check_own("", _peer(request))  # a key that nobody looks at changes nothing
         shown = certificate(core.settings, request)
         place = (core, _route(request), None, _once_key(request), _purpose(request))
         return Call(*place, certificate=shown)
 
     unauthenticated.scope = None  # type: ignore[attr-defined]
     return Depends(unauthenticated)
+
+
+def _peer(request: Request) -> str:
+    return request.client.host if request.client else "unknown"
 
 
 def _ids(request: Request) -> dict[str, str]:
@@ -206,7 +225,7 @@ def _purpose(request: Request) -> str:
 def _once(
     tx: Tx, call: Call, body: bytes, work: Callable[[Tx], Shape], shape: type[Shape]
 ) -> Shape:
-    place = (call.actor, call.route, call.idempotency_key or "")
+    place = (_caller(call), call.route, call.idempotency_key or "")
     pepper = call.core.settings.pepper
     digest = hmac.digest(pepper, b"body\0" + body, hashlib.sha256)
     # The answer may hold a new key. What opens it is derived from the request, which is not kept.
@@ -238,6 +257,13 @@ def _once(
     )
 
 
+def _caller(call: Call) -> str:
+    """Who asks, and where: the same key of an organisation asks for the same in many projects."""
+    who = call.principal
+    wide = who is not None and who.organisation_wide and who.project is not None
+    return f"{call.actor} in {call.who.project}" if wide else call.actor
+
+
 # --- paging ------------------------------------------------------------------------------------
 
 
@@ -258,11 +284,16 @@ class Paging:
             return None
         try:
             at, row = json.loads(base64.urlsafe_b64decode(self.cursor.encode()))
-            return datetime.fromisoformat(at), parse(row)
+            found = datetime.fromisoformat(at), parse(row)
         except (ValueError, TypeError, AttributeError, binascii.Error) as error:
-            raise Invalid(
-                "this cursor is not one of ours; start without it", code="cursor_invalid"
-            ) from error
+            raise _no_cursor() from error
+        if not str(found[1]).isprintable():  # the database could not even compare it
+            raise _no_cursor()
+        return found
+
+
+def _no_cursor() -> Invalid:
+    return Invalid("this cursor is not one of ours; start without it", code="cursor_invalid")
 
 
 def paging(
@@ -276,17 +307,20 @@ def paging(
 
 
 Paged = Annotated[Paging, Depends(paging)]
-Row = TypeVar("Row")
 
 
-def page(
-    tx: Tx,
-    query: Select[Row],
-    *,
-    order: tuple[InstrumentedAttribute[datetime], InstrumentedAttribute[Any]],
-    paging: Paging,
+def each(shown: Callable[[Row], Item]) -> Callable[[Tx, list[Row]], list[Item]]:
+    """For :meth:`Call.page`: rows that are shown one by one."""
+    return lambda _, rows: [shown(row) for row in rows]
+
+
+def _page(
+    tx: Tx, query: Select[Row], *, order: Order | None, paging: Paging
 ) -> tuple[list[Row], str | None]:
     """One page of rows, oldest first, and the cursor of the next."""
+    if order is None:
+        entity = query.column_descriptions[0]["entity"]
+        order = (entity.created_at, entity.id)
     position = paging.position(order[1].type.python_type)
     if position is not None:
         query = query.where(tuple_(*order) > position)
@@ -322,124 +356,3 @@ def check_match(wanted: str | None, present: str) -> None:
 IfMatch = Annotated[
     str | None, Header(max_length=500, description="ETag of what was read: else 412, unchanged.")
 ]
-
-
-# --- the outermost layer -----------------------------------------------------------------------
-
-
-class Outermost:
-    """Gives each answer its id and security headers, stops floods and oversized bodies."""
-
-    def __init__(
-        self,
-        app: Callable[..., Awaitable[None]],
-        limit: Callable[[str], int],
-        callers: Callers,
-    ) -> None:
-        self._app = app
-        self._limit = limit
-        self._callers = callers
-        self._held = 0
-        self._rng = random.SystemRandom()
-
-    async def _hold_back(self) -> None:
-        """Let a flood wait for its refusals: a caller that asks again at once would otherwise use
-        up the process with them. Not all at the same moment, for they come back together.
-        """
-        if self._held >= MOST_HELD_BACK:
-            return
-        self._held += 1
-        try:
-            await asyncio.sleep(HELD_BACK * self._rng.uniform(0.5, 1.5))
-        finally:
-            self._held -= 1
-
-    async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
-        """Serve one ASGI connection."""
-        if scope["type"] != "http":
-            await self._app(scope, receive, send)
-            return
-        send = _with_headers(send, scope)
-        if scope["path"].startswith("/health/"):
-            await self._serve(scope, receive, send, nullcontext())
-            return
-        peer = (scope.get("client") or ("unknown", 0))[0]
-        try:
-            known = dict(scope["headers"]).get(b"authorization", b"")
-            who = self._callers.check_own(known, peer)
-        except TooMany as refusal:
-            await self._hold_back()
-            await problem(Request(scope), refusal)(scope, receive, send)
-            return
-        await self._serve(scope, receive, send, self._callers.turns.of(who))
-
-    async def _serve(
-        self, scope: Message, receive: Receive, send: Send, turn: AbstractAsyncContextManager[None]
-    ) -> None:
-        """Read the body, at whatever pace it comes, then wait for the caller's turn."""
-        limit = self._limit(scope["path"])
-        declared = dict(scope["headers"]).get(b"content-length", b"0")
-        if declared.isdigit() and int(declared) > limit:
-            await _refuse_body(scope, receive, send, limit)
-            return
-        body = await _read_body(receive, limit)
-        if body is None:
-            await _refuse_body(scope, receive, send, limit)
-            return
-        async with turn:
-            await self._app(scope, _replay(body, receive), send)
-
-
-async def _read_body(receive: Receive, limit: int) -> bytes | None:
-    """The whole body; None as soon as it is longer than the limit."""
-    body = bytearray()
-    while True:
-        message = await receive()
-        if message["type"] != "http.request":
-            return bytes(body)
-        body += message.get("body", b"")
-        if len(body) > limit:
-            return None
-        if not message.get("more_body"):
-            return bytes(body)
-
-
-def _replay(body: bytes, receive: Receive) -> Receive:
-    sent = False
-
-    async def once() -> Message:
-        nonlocal sent
-        if sent:
-            return await receive()
-        sent = True
-        return {"type": "http.request", "body": body, "more_body": False}
-
-    return once
-
-
-async def _refuse_body(scope: Message, receive: Receive, send: Send, limit: int) -> None:
-    refusal = TooLarge(f"the body is larger than the {limit} bytes that are read")
-    response = problem(Request(scope), refusal)
-    await response(scope, receive, send)
-
-
-def _with_headers(send: Send, scope: Message) -> Send:
-    # Nothing of ours runs in a browser but the page at /docs, whose scripts are its own.
-    page = scope["path"] == "/docs"
-    extra = [
-        (b"x-request-id", scope["request_id"].encode()),
-        (b"content-security-policy", PAGE_CSP if page else NO_CSP),
-        (b"x-frame-options", b"DENY"),
-        (b"x-content-type-options", b"nosniff"),
-        (b"cache-control", b"no-store"),
-        (b"referrer-policy", b"no-referrer"),
-    ]
-
-    async def sending(message: Message) -> None:
-        if message["type"] == "http.response.start":
-            own = message.get("headers", [])
-            named = {name for name, _ in own}  # a page of ours may bring a policy of its own
-            message["headers"] = [*own, *(pair for pair in extra if pair[0] not in named)]
-        await send(message)
-
-    return sending

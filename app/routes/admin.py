@@ -11,8 +11,8 @@ from app import catalog, clients, commands, erasure, manifests, reports, runs, u
 from app.auth import Scope
 from app.db import Tx
 from app.routes import ROUND_STATE, RUN_STATE, problems
-from app.tables import Client, EvaluationRecord, Job, Model, Round, Run, Version
-from app.web import Call, IfMatch, Page, Paged, check_match, etag, page, require
+from app.tables import EvaluationRecord, Round
+from app.web import Call, IfMatch, Page, Paged, check_match, each, etag, require
 from fedselect.evaluations import Evaluation
 from fedselect.lifecycle import RunEvent
 from fedselect.protocol import (
@@ -58,13 +58,7 @@ def enrol(body: EnrolmentCreate, call: Call = CLIENTS) -> Enrolments:
 )
 def list_clients(paging: Paged, call: Call = READ) -> Page[ClientInfo]:
     """Oldest first."""
-
-    def work(tx: Tx) -> Page[ClientInfo]:
-        order = (Client.created_at, Client.id)
-        rows, cursor = page(tx, clients.listed(call.who), order=order, paging=paging)
-        return Page(items=[clients.info(row) for row in rows], next=cursor)
-
-    return call.run(work)
+    return call.page(paging, lambda _: clients.listed(call.who), each(clients.info))
 
 
 @router.get(
@@ -159,13 +153,7 @@ def register_model(body: ModelCreate, call: Call = WRITE) -> ModelInfo:
 )
 def list_models(paging: Paged, call: Call = READ) -> Page[ModelInfo]:
     """Oldest first."""
-
-    def work(tx: Tx) -> Page[ModelInfo]:
-        order = (Model.created_at, Model.id)
-        rows, cursor = page(tx, catalog.models(call.who), order=order, paging=paging)
-        return Page(items=catalog.model_infos(tx, rows), next=cursor)
-
-    return call.run(work)
+    return call.page(paging, lambda _: catalog.models(call.who), catalog.model_infos)
 
 
 @router.get(
@@ -233,13 +221,7 @@ def create_run(body: RunCreate, call: Call = WRITE) -> RunInfo:
 @router.get("/runs", operation_id="listRuns", summary="List runs", responses=problems(401, 403))
 def list_runs(paging: Paged, call: Call = READ) -> Page[RunInfo]:
     """Oldest first."""
-
-    def work(tx: Tx) -> Page[RunInfo]:
-        order = (Run.created_at, Run.id)
-        rows, cursor = page(tx, runs.listed(call.who), order=order, paging=paging)
-        return Page(items=runs.infos(tx, rows), next=cursor)
-
-    return call.run(work)
+    return call.page(paging, lambda _: runs.listed(call.who), runs.infos)
 
 
 @router.get(
@@ -281,14 +263,12 @@ def command_run(
 )
 def list_rounds(run_id: UUID, paging: Paged, call: Call = READ) -> Page[RoundInfo]:
     """Oldest first; an abandoned round is followed by its next attempt."""
-
-    def work(tx: Tx) -> Page[RoundInfo]:
-        order = (Round.opened_at, Round.id)
-        query = runs.rounds_of(tx, call.who, run_id)
-        rows, cursor = page(tx, query, order=order, paging=paging)
-        return Page(items=runs.round_infos(tx, rows), next=cursor)
-
-    return call.run(work)
+    return call.page(
+        paging,
+        lambda tx: runs.rounds_of(tx, call.who, run_id),
+        runs.round_infos,
+        order=(Round.opened_at, Round.id),
+    )
 
 
 @router.get(
@@ -299,14 +279,9 @@ def list_rounds(run_id: UUID, paging: Paged, call: Call = READ) -> Page[RoundInf
 )
 def list_versions(run_id: UUID, paging: Paged, call: Call = READ) -> Page[VersionInfo]:
     """Version 0 first."""
-
-    def work(tx: Tx) -> Page[VersionInfo]:
-        order = (Version.created_at, Version.id)
-        query = runs.versions_of(tx, call.who, run_id)
-        rows, cursor = page(tx, query, order=order, paging=paging)
-        return Page(items=[catalog.version_info(row) for row in rows], next=cursor)
-
-    return call.run(work)
+    return call.page(
+        paging, lambda tx: runs.versions_of(tx, call.who, run_id), each(catalog.version_info)
+    )
 
 
 @router.get(
@@ -317,14 +292,12 @@ def list_versions(run_id: UUID, paging: Paged, call: Call = READ) -> Page[Versio
 )
 def list_evaluations(run_id: UUID, paging: Paged, call: Call = READ) -> Page[Evaluation]:
     """One per client, oldest first."""
-
-    def work(tx: Tx) -> Page[Evaluation]:
-        order = (EvaluationRecord.created_at, EvaluationRecord.assignment_id)
-        query = reports.evaluations_of(tx, call.who, run_id)
-        rows, cursor = page(tx, query, order=order, paging=paging)
-        return Page(items=reports.evaluation_infos(tx, rows), next=cursor)
-
-    return call.run(work)
+    return call.page(
+        paging,
+        lambda tx: reports.evaluations_of(tx, call.who, run_id),
+        reports.evaluation_infos,
+        order=(EvaluationRecord.created_at, EvaluationRecord.assignment_id),
+    )
 
 
 @router.get(
@@ -381,13 +354,7 @@ def list_jobs(
     call: Call = READ,
 ) -> Page[JobInfo]:
     """Oldest first."""
-
-    def work(tx: Tx) -> Page[JobInfo]:
-        order = (Job.created_at, Job.id)
-        rows, cursor = page(tx, reports.jobs(call.who, state), order=order, paging=paging)
-        return Page(items=[reports.job_info(row) for row in rows], next=cursor)
-
-    return call.run(work)
+    return call.page(paging, lambda _: reports.jobs(call.who, state), each(reports.job_info))
 
 
 @router.get(

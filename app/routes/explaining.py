@@ -9,11 +9,9 @@ from fastapi import APIRouter, Header, Query, Response
 
 from app import ablations, catalog, explanations, media
 from app.auth import Scope
-from app.db import Tx
 from app.routes import ASSIGNMENT_STATE, problems
 from app.routes.reporting import BUSY, PAGE, TEXT
-from app.tables import Assignment
-from app.web import Call, Page, Paged, page, require
+from app.web import Call, Page, Paged, require
 from fedselect import explainpage
 from fedselect.explaindocs import (
     AblationCreate,
@@ -60,14 +58,11 @@ def ask_ablations(version_id: UUID, body: AblationCreate, call: Call = WRITE) ->
 )
 def list_ablations(version_id: UUID, paging: Paged, call: Call = READ) -> Page[AblationInfo]:
     """Oldest first; what they found is in their explanations."""
-
-    def work(tx: Tx) -> Page[AblationInfo]:
-        version = catalog.get_version(tx, call.who, version_id)
-        order = (Assignment.created_at, Assignment.id)
-        rows, cursor = page(tx, ablations.listed(version.id), order=order, paging=paging)
-        return Page(items=ablations.infos(tx, rows), next=cursor)
-
-    return call.run(work)
+    return call.page(
+        paging,
+        lambda tx: ablations.listed(catalog.get_version(tx, call.who, version_id).id),
+        ablations.infos,
+    )
 
 
 @router.post(

@@ -11,8 +11,7 @@ from app import webhooks
 from app.auth import Scope
 from app.db import Tx
 from app.routes import problems
-from app.tables import Delivery, Webhook
-from app.web import Call, IfMatch, Page, Paged, check_match, etag, page, require
+from app.web import Call, IfMatch, Page, Paged, check_match, each, etag, require
 from fedselect.hooks import DeliveryInfo, WebhookChange, WebhookCreate, WebhookInfo, WebhookIssued
 from fedselect.protocol import Request
 
@@ -42,13 +41,7 @@ def create_webhook(body: WebhookCreate, call: Call = WRITE) -> WebhookIssued:
 )
 def list_webhooks(paging: Paged, call: Call = READ) -> Page[WebhookInfo]:
     """Oldest first."""
-
-    def work(tx: Tx) -> Page[WebhookInfo]:
-        order = (Webhook.created_at, Webhook.id)
-        rows, cursor = page(tx, webhooks.listed(call.who), order=order, paging=paging)
-        return Page(items=webhooks.infos(tx, rows), next=cursor)
-
-    return call.run(work)
+    return call.page(paging, lambda _: webhooks.listed(call.who), webhooks.infos)
 
 
 @router.get(
@@ -139,15 +132,11 @@ def list_deliveries(
     call: Call = READ,
 ) -> Page[DeliveryInfo]:
     """Oldest first; those that have ended stay for two weeks."""
-
-    def work(tx: Tx) -> Page[DeliveryInfo]:
-        row = webhooks.get(tx, call.who, webhook_id)
-        order = (Delivery.created_at, Delivery.id)
-        query = webhooks.deliveries(row, state)
-        rows, cursor = page(tx, query, order=order, paging=paging)
-        return Page(items=[webhooks.delivery_info(each) for each in rows], next=cursor)
-
-    return call.run(work)
+    return call.page(
+        paging,
+        lambda tx: webhooks.deliveries(webhooks.get(tx, call.who, webhook_id), state),
+        each(webhooks.delivery_info),
+    )
 
 
 @router.post(

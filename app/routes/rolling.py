@@ -11,8 +11,8 @@ from app import channels, clients, cohorts, rollouts
 from app.auth import Scope
 from app.db import Tx
 from app.routes import ROLLOUT_STATE, problems
-from app.tables import Channel, Client, Cohort, Rollout
-from app.web import Call, IfMatch, Page, Paged, check_match, etag, page, require
+from app.tables import Channel
+from app.web import Call, IfMatch, Page, Paged, check_match, each, etag, require
 from fedselect.cohortdocs import (
     ChannelInfo,
     ChannelMove,
@@ -50,13 +50,11 @@ def create_cohort(body: CohortCreate, call: Call = WRITE) -> CohortInfo:
 )
 def list_cohorts(paging: Paged, call: Call = READ) -> Page[CohortInfo]:
     """Oldest first."""
-
-    def work(tx: Tx) -> Page[CohortInfo]:
-        order = (Cohort.created_at, Cohort.id)
-        rows, cursor = page(tx, cohorts.listed(call.who), order=order, paging=paging)
-        return Page(items=cohorts.infos(tx, call.who, rows), next=cursor)
-
-    return call.run(work)
+    return call.page(
+        paging,
+        lambda _: cohorts.listed(call.who),
+        lambda tx, rows: cohorts.infos(tx, call.who, rows),
+    )
 
 
 @router.get(
@@ -82,14 +80,11 @@ def get_cohort(cohort_id: UUID, call: Call = READ) -> CohortInfo:
 )
 def list_cohort_clients(cohort_id: UUID, paging: Paged, call: Call = READ) -> Page[ClientInfo]:
     """The active ones that its rule meets now, oldest first."""
-
-    def work(tx: Tx) -> Page[ClientInfo]:
-        query = cohorts.members(tx, cohorts.get(tx, call.who, cohort_id))
-        order = (Client.created_at, Client.id)
-        rows, cursor = page(tx, query, order=order, paging=paging)
-        return Page(items=[clients.info(row) for row in rows], next=cursor)
-
-    return call.run(work)
+    return call.page(
+        paging,
+        lambda tx: cohorts.members(tx, cohorts.get(tx, call.who, cohort_id)),
+        each(clients.info),
+    )
 
 
 # --- channels ----------------------------------------------------------------------------------
@@ -103,14 +98,12 @@ def list_cohort_clients(cohort_id: UUID, paging: Paged, call: Call = READ) -> Pa
 )
 def list_channels(model_id: UUID, paging: Paged, call: Call = READ) -> Page[ChannelInfo]:
     """Those that were set; the one that moved last comes last."""
-
-    def work(tx: Tx) -> Page[ChannelInfo]:
-        query = channels.of_model(tx, call.who, model_id)
-        order = (Channel.moved_at, Channel.name)
-        rows, cursor = page(tx, query, order=order, paging=paging)
-        return Page(items=channels.infos(tx, rows), next=cursor)
-
-    return call.run(work)
+    return call.page(
+        paging,
+        lambda tx: channels.of_model(tx, call.who, model_id),
+        channels.infos,
+        order=(Channel.moved_at, Channel.name),
+    )
 
 
 @router.get(
@@ -179,19 +172,32 @@ def move_channel(
         403,
         404,
         409,
-        codes={409: ["rollout_active", "channel_without_previous"], 410: ["version_deleted"]},
+        412,
+        codes={
+            409: ["rollout_active", "channel_without_previous"],
+            410: ["version_deleted"],
+            412: ["etag_mismatch"],
+        },
     ),
 )
 def roll_channel_back(
-    model_id: UUID, name: ChannelName, body: Justified, call: Call = WRITE
+    model_id: UUID,
+    name: ChannelName,
+    body: Justified,
+    response: Response,
+    if_match: IfMatch = None,
+    call: Call = WRITE,
 ) -> ChannelInfo:
     """Clients go back to the version before, with the personal part that they kept for it."""
 
     def work(tx: Tx) -> ChannelInfo:
         found = channels.lock(tx, call.who, model_id, name)
+        check_match(if_match, _tag(channels.infos(tx, [found])[0] if found else None))
         return channels.infos(tx, [channels.roll_back(tx, found, reason=body.reason)])[0]
 
-    return call.run(work)
+    moved = call.run(work)
+    response.headers["ETag"] = _tag(moved)
+    return moved
 
 
 # --- rollouts ----------------------------------------------------------------------------------
@@ -224,13 +230,7 @@ def start_rollout(body: RolloutCreate, call: Call = WRITE) -> RolloutInfo:
 )
 def list_rollouts(paging: Paged, call: Call = READ) -> Page[RolloutInfo]:
     """Oldest first."""
-
-    def work(tx: Tx) -> Page[RolloutInfo]:
-        order = (Rollout.created_at, Rollout.id)
-        rows, cursor = page(tx, rollouts.listed(call.who), order=order, paging=paging)
-        return Page(items=rollouts.infos(tx, rows), next=cursor)
-
-    return call.run(work)
+    return call.page(paging, lambda _: rollouts.listed(call.who), rollouts.infos)
 
 
 @router.get(
@@ -239,25 +239,42 @@ def list_rollouts(paging: Paged, call: Call = READ) -> Page[RolloutInfo]:
     summary="Look at a rollout, its groups and its gates",
     responses=problems(401, 403, 404),
 )
-def get_rollout(rollout_id: UUID, call: Call = READ) -> RolloutDetail:
-    """Every gate's verdict with its numbers, and everything that was decided."""
-    return call.run(lambda tx: rollouts.detail(tx, rollouts.get(tx, call.who, rollout_id)))
+def get_rollout(rollout_id: UUID, response: Response, call: Call = READ) -> RolloutDetail:
+    """Every gate's verdict with its numbers, and everything that was decided; an entity tag."""
+    found = call.run(lambda tx: rollouts.detail(tx, rollouts.get(tx, call.who, rollout_id)))
+    response.headers["ETag"] = _rollout_tag(found)
+    return found
+
+
+def _rollout_tag(rollout: RolloutInfo) -> str:
+    return etag(rollout.id, rollout.state.value, rollout.stage)
 
 
 @router.post(
     "/rollouts/{rollout_id}/{command:rollout_command}",
     operation_id="commandRollout",
     summary="Promote, hold or roll back a rollout",
-    responses=problems(401, 403, 404, 409, codes={409: ROLLOUT_STATE}),
+    responses=problems(401, 403, 404, 409, 412, codes={409: ROLLOUT_STATE, 412: ["etag_mismatch"]}),
 )
 def command_rollout(
     rollout_id: UUID,
     command: Literal["promote", "hold", "roll-back"],
     body: Justified,
+    response: Response,
+    if_match: IfMatch = None,
     call: Call = WRITE,
 ) -> RolloutDetail:
-    """Promote: to the next stage, or the channel itself. Roll back: everybody serves the old."""
+    """Promote: to the next stage, or the channel itself. Roll back: everybody serves the old.
+
+    With `If-Match` two people who promote what both have read go one stage further, not two.
+    """
     event = RolloutEvent(command.replace("-", "_"))
-    return call.run(
-        lambda tx: rollouts.command(tx, call.who, rollout_id, event, reason=body.reason)
-    )
+
+    def work(tx: Tx) -> RolloutDetail:
+        rollout = rollouts.get(tx, call.who, rollout_id, lock=True)
+        check_match(if_match, _rollout_tag(rollouts.infos(tx, [rollout])[0]))
+        return rollouts.command(tx, rollout, event, reason=body.reason)
+
+    changed = call.run(work)
+    response.headers["ETag"] = _rollout_tag(changed)
+    return changed

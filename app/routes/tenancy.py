@@ -12,8 +12,7 @@ from app import keys, members, tenants
 from app.auth import Scope
 from app.db import Tx
 from app.routes import problems
-from app.tables import Key, Member, Project
-from app.web import Call, IfMatch, Page, Paged, check_match, etag, page, require
+from app.web import Call, IfMatch, Page, Paged, check_match, each, etag, require
 from fedselect.tenancy import (
     Identity,
     KeyCreate,
@@ -74,13 +73,7 @@ def create_project(body: ProjectCreate, call: Call = require(Scope.PROJECT_ADMIN
 )
 def list_projects(paging: Paged, call: Call = PROJECTS) -> Page[ProjectInfo]:
     """Oldest first: all of the organisation, or the one of the key."""
-
-    def work(tx: Tx) -> Page[ProjectInfo]:
-        order = (Project.created_at, Project.id)
-        rows, cursor = page(tx, tenants.listed(call.who), order=order, paging=paging)
-        return Page(items=tenants.infos(tx, rows), next=cursor)
-
-    return call.run(work)
+    return call.page(paging, lambda _: tenants.listed(call.who), tenants.infos)
 
 
 @router.get(
@@ -155,13 +148,7 @@ def add_member(body: MemberCreate, call: Call = KEYS) -> MemberInfo:
 )
 def list_members(paging: Paged, call: Call = require(Scope.KEY_READ)) -> Page[MemberInfo]:
     """Oldest first, former ones included."""
-
-    def work(tx: Tx) -> Page[MemberInfo]:
-        order = (Member.created_at, Member.id)
-        rows, cursor = page(tx, members.listed(call.who), order=order, paging=paging)
-        return Page(items=[members.info(row) for row in rows], next=cursor)
-
-    return call.run(work)
+    return call.page(paging, lambda _: members.listed(call.who), each(members.info))
 
 
 @router.post(
@@ -193,13 +180,7 @@ def create_key(body: KeyCreate, call: Call = KEYS) -> KeyIssued:
 @router.get("/keys", operation_id="listKeys", summary="List keys", responses=problems(401, 403))
 def list_keys(paging: Paged, call: Call = require(Scope.KEY_READ)) -> Page[KeyInfo]:
     """Oldest first, ended ones included; never a secret."""
-
-    def work(tx: Tx) -> Page[KeyInfo]:
-        order = (Key.created_at, Key.id)
-        rows, cursor = page(tx, keys.listed(call.who), order=order, paging=paging)
-        return Page(items=[keys.info(row) for row in rows], next=cursor)
-
-    return call.run(work)
+    return call.page(paging, lambda _: keys.listed(call.who), each(keys.info))
 
 
 @router.get(
@@ -218,10 +199,12 @@ def get_key(key_id: KeyId, call: Call = require(Scope.KEY_READ)) -> KeyInfo:
     operation_id="rotateKey",
     summary="Issue a key's successor",
     status_code=201,
-    responses=problems(401, 403, 404, 409, codes={409: ["key_ended", "key_rotated"]}),
+    responses=problems(
+        401, 403, 404, 409, codes={403: ["scope_beyond"], 409: ["key_ended", "key_rotated"]}
+    ),
 )
 def rotate_key(key_id: KeyId, body: KeyRotate, call: Call = KEYS) -> KeyIssued:
-    """Same rights; the old key works until the grace is over."""
+    """Same rights; the old key works until the grace is over. A client rotates its own."""
     pepper = call.core.settings.pepper
 
     def work(tx: Tx) -> KeyIssued:

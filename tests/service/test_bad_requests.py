@@ -521,6 +521,18 @@ def test_cursors_that_are_none(tenant: Project, cursor: str) -> None:
     refused(tenant.owner.get("/v1/clients", cursor=cursor), 422, "cursor_invalid")
 
 
+@pytest.mark.parametrize("row", ["\0", "a\nb", "\ud800"])
+def test_cursors_that_no_database_can_compare(tenant: Project, row: str) -> None:
+    cursor = coded(["2026-01-01T00:00:00+00:00", row])
+    refused(tenant.owner.get("/v1/keys", cursor=cursor), 422, "cursor_invalid")
+
+
+@pytest.mark.parametrize("bad", ["%00", "a%0Ab", "x"])
+def test_keys_that_are_none(tenant: Project, bad: str) -> None:
+    refused(tenant.owner.get(f"/v1/keys/{bad}"), 404, "not_found")
+    refused(tenant.owner.post(f"/v1/keys/{bad}/revoke"), 404, "not_found")
+
+
 @pytest.mark.parametrize("at", ["0001-01-01T00:00:00", "9999-12-31T23:59:59-23:00", "2026-01-01"])
 def test_cursors_at_the_edge_of_time(tenant: Project, at: str) -> None:
     ok(tenant.owner.get("/v1/clients", cursor=coded([at, NOWHERE])))

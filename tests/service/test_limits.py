@@ -11,10 +11,11 @@ from typing import Any
 
 import pytest
 
+from app import auth
 from app.errors import TooMany
 from app.limits import Callers, OwnBuckets, Rate, SharedBuckets, spend
 from app.main import create_app
-from app.web import Outermost
+from app.outermost import Outermost
 from app.wiring import Coordinator
 
 from .factories import Caller, Project, TestClient, ok, refused
@@ -76,10 +77,10 @@ def test_calls_at_the_same_moment_are_all_counted(environment: dict[str, str]) -
 def test_without_redis_each_process_holds_the_limit(caplog: pytest.LogCaptureFixture) -> None:
     callers = Callers(NOWHERE, SLOW, at_once=4)
     for _ in range(5):
-        callers.check_own(b"Bearer x", "peer")
+        callers.check_own("Bearer x", "peer")
         callers.check_shared("Bearer x")
     with pytest.raises(TooMany):
-        callers.check_own(b"Bearer x", "peer")
+        callers.check_own("Bearer x", "peer")
     assert caplog.text.count("limits hold in each process alone") == 1, "it is left alone a while"
 
 
@@ -107,6 +108,46 @@ def test_whoever_guesses_keys_is_slowed_down(strict: TestClient) -> None:
     nobody = Caller(strict, None)
     codes = [nobody.post("/v1/clients", {"token": "x", "name": "x"}) for _ in range(7)]
     assert [c.status_code for c in codes] == [401] * 5 + [429] * 2
+
+
+def test_a_key_is_one_caller_however_the_header_is_written(
+    strict: TestClient, project: Project
+) -> None:
+    key = str(project.owner.key)
+    written = [
+        f"{word}{' ' * gap}{key}" for word in ("Bearer", "BEARER", "bEaReR") for gap in (1, 3)
+    ]
+    codes = [strict.get("/v1/me", headers={"Authorization": text}).status_code for text in written]
+    assert codes == [200] * 5 + [429]
+
+
+def test_the_key_that_opens_is_the_key_that_is_counted(
+    strict: TestClient, project: Project
+) -> None:
+    """A second header does not give a call a bucket of its own."""
+    codes = []
+    for number in range(7):
+        sent = [("Authorization", f"Bearer {project.owner.key}"), ("Authorization", f"x {number}")]
+        codes.append(strict.get("/v1/me", headers=sent).status_code)
+    assert codes == [200] * 5 + [429] * 2
+
+
+def test_whoever_invents_keys_is_slowed_down_and_the_others_behind_the_address_are_not(
+    strict: TestClient, core: Coordinator, project: Project
+) -> None:
+    ok(Caller(strict, project.owner.key).get("/v1/me"))
+    invented = [auth.mint(auth.KEY_PREFIX, b"another pepper").text for _ in range(7)]
+    answers = [Caller(strict, key).get("/v1/me") for key in invented]
+    assert [a.status_code for a in answers] == [401] * 5 + [429] * 2
+    refused(answers[-1], 429, "rate_limited")
+    ok(Caller(strict, project.owner.key).get("/v1/me"))
+
+
+def test_a_header_that_nobody_reads_gives_no_further_guesses(strict: TestClient) -> None:
+    """Registration asks for no key, so each invented one would be a caller of its own."""
+    body = {"token": "x", "name": "x"}
+    codes = [Caller(strict, f"fsk_{n}").post("/v1/clients", body).status_code for n in range(7)]
+    assert codes == [401] * 5 + [429] * 2
 
 
 def test_another_process_counts_the_same_calls(
@@ -188,8 +229,8 @@ def test_one_callers_calls_wait_for_each_other_and_nobody_elses() -> None:
 def test_refusals_of_a_flood_wait_and_the_others_are_served(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("app.web.HELD_BACK", 3600)
-    monkeypatch.setattr("app.web.MOST_HELD_BACK", 2)
+    monkeypatch.setattr("app.outermost.HELD_BACK", 3600)
+    monkeypatch.setattr("app.outermost.MOST_HELD_BACK", 2)
 
     async def story() -> None:
         doors, sent, served = Doors(), [], []

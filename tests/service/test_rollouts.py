@@ -329,6 +329,30 @@ def test_starting_twice_with_one_key_starts_one(world):
     assert len(everything(world.owner, "/v1/rollouts")) == 1
 
 
+def test_two_who_promote_what_both_have_read_go_one_stage_further(world):
+    rollout = world.start(**FEW, stages=[10, 50, 100])
+    path = f"/v1/rollouts/{rollout['id']}"
+    ok(world.owner.post(f"{path}/hold", WHY))
+    tag = world.owner.get(path).headers["ETag"]
+    first = world.owner.request("POST", f"{path}/promote", WHY, **{"If-Match": tag})
+    assert ok(first)["stage"] == 1
+    assert first.headers["ETag"] == world.owner.get(path).headers["ETag"] != tag
+    second = world.owner.request("POST", f"{path}/promote", WHY, **{"If-Match": tag})
+    refused(second, 412, "etag_mismatch")
+    assert world.show(rollout)["stage"] == 1
+
+
+def test_a_channel_is_rolled_back_from_what_was_read_alone(world):
+    path = f"{world.channels}/stable"
+    world.set(number=1)
+    tag = world.owner.get(path).headers["ETag"]
+    world.set(number=2)
+    order = partial(world.owner.request, "POST", f"{path}/roll-back", WHY)
+    refused(order(**{"If-Match": tag}), 412, "etag_mismatch")
+    tag = world.owner.get(path).headers["ETag"]
+    assert ok(order(**{"If-Match": tag}))["version"]["number"] == 1
+
+
 def test_promoting_and_rolling_back_at_once_give_one_result(world):
     for _ in range(4):
         world.set(number=1)

@@ -108,6 +108,20 @@ def test_an_organisation_has_a_limit_for_all_its_projects(project: Project) -> N
     refused(project.owner.post("/v1/enrolments", {}), 409, "client_limit")
 
 
+def test_an_organisation_asks_for_the_same_in_each_of_its_projects(project: Project) -> None:
+    """An Idempotency-Key is of a call in a project: a script goes through all of them with one."""
+    boss = project.organisation()
+    made = ok(boss.post("/v1/projects", {"name": "second"}), 201)
+    both = [Caller(boss.api, boss.key, names=each) for each in (project.id, made["id"])]
+    first, second = [ok(caller.post("/v1/enrolments", {}, once="1"), 201) for caller in both]
+    assert first != second
+    assert ok(both[1].post("/v1/enrolments", {}, once="1"), 201) == second
+    nobody = Caller(boss.api, None)
+    ok(nobody.post("/v1/clients", {"token": second["tokens"][0], "name": "ward-1"}), 201)
+    assert [each["name"] for each in everything(both[1], "/v1/clients")] == ["ward-1"]
+    assert everything(both[0], "/v1/clients") == []
+
+
 # --- keys ----------------------------------------------------------------------------------------
 
 
@@ -154,6 +168,26 @@ def test_a_key_is_rotated_without_a_gap(project: Project, clock: MovableClock) -
     clock.advance(101)
     refused(new.get("/v1/me"), 401, "key_expired")
     ok(Caller(project.api, third["key"]).post("/v1/check-ins", {}))
+
+
+def test_who_rotates_the_key_of_others_gets_no_more_than_they_may_give(
+    project: Project, clock: MovableClock
+) -> None:
+    """The successor is shown to who asks for it: it must not be a way to more rights or time."""
+    owner, client = str(whoami(project.owner)["id"]), make_client(project)
+    narrow = issued(project.owner, scopes=["key:admin", "round:read"])
+    refused(narrow.post(f"/v1/keys/{owner}/rotate", {}), 403, "scope_beyond")
+    theirs = str(client.key).split("_")[1]
+    refused(project.owner.post(f"/v1/keys/{theirs}/rotate", {}), 403, "scope_beyond")
+    ok(client.post("/v1/check-ins", {}))  # it works on, and has no successor yet
+    ok(client.post("/v1/me/key", {}), 201)
+
+    dashboard = whoami(issued(project.owner, role="viewer"))["id"]
+    short = issued(project.owner, expires_in=60)
+    made = ok(short.post(f"/v1/keys/{dashboard}/rotate", {}), 201)
+    ok(Caller(project.api, made["key"]).get("/v1/me"))
+    clock.advance(61)
+    refused(Caller(project.api, made["key"]).get("/v1/me"), 401, "key_expired")
 
 
 def test_the_same_rotation_twice_is_one(project: Project) -> None:
