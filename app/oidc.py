@@ -7,6 +7,7 @@ What a person may do is their membership (``app.members``), never a claim. Must 
 from __future__ import annotations
 
 import logging
+import math
 import re
 import time
 from collections.abc import Callable
@@ -23,6 +24,7 @@ from app.errors import Unauthorized, Unavailable
 ALGORITHMS = ["RS256", "RS384", "RS512", "PS256", "ES256", "ES384", "EdDSA"]  # no shared secrets
 FRESH = 3600.0  # seconds that the issuer's keys are kept
 AGAIN = 30.0  # seconds before an unknown key makes us ask again: anybody can invent one
+STALE = 86_400.0  # seconds that they are kept while the issuer is away
 LEEWAY = 30  # seconds by which clocks may differ
 LARGEST = 1024 * 1024  # bytes of an answer
 LOOKS = re.compile(r"[A-Za-z0-9_-]{2,}\.[A-Za-z0-9_-]{2,}\.[A-Za-z0-9_-]{2,}")
@@ -47,6 +49,7 @@ class Issuer:
         self._issuer, self._audience, self._clock = issuer, audience, clock
         self._keys: dict[str, jwt.PyJWK] = {}
         self._fetched: float | None = None
+        self._failed: float | None = None
         self._lock = Lock()
 
     def person(self, authorization: str | None) -> Person | None:
@@ -81,13 +84,30 @@ class Issuer:
 
     def _key(self, kid: str) -> jwt.PyJWK:
         with self._lock:
-            age = None if self._fetched is None else self._clock() - self._fetched
-            if age is None or age > FRESH or (kid not in self._keys and age > AGAIN):
-                self._keys = self._fetch()
-                self._fetched = self._clock()
+            age = self._since(self._fetched)
+            if age > FRESH or (kid not in self._keys and age > AGAIN):
+                self._renew(age)
             if kid not in self._keys:
                 raise jwt.InvalidKeyError("no such key")
             return self._keys[kid]
+
+    def _since(self, moment: float | None) -> float:
+        return math.inf if moment is None else self._clock() - moment
+
+    def _renew(self, age: float) -> None:
+        """Fetch the keys. While the issuer is away those that we have go on for a day, and it is
+        asked now and then: whoever sends an invented token would let everybody wait for it.
+        """
+        if self._since(self._failed) > AGAIN:
+            try:
+                self._keys = self._fetch()
+            except Unavailable:
+                self._failed = self._clock()
+            else:
+                self._fetched, self._failed = self._clock(), None
+                return
+        if age > STALE:
+            raise Unavailable("the identity provider does not answer", code="issuer_unavailable")
 
     def _fetch(self) -> dict[str, jwt.PyJWK]:
         try:
@@ -103,9 +123,7 @@ class Issuer:
             }
         except (httpx.HTTPError, ValueError, KeyError, TypeError, jwt.PyJWTError) as error:
             log.warning("the issuer's keys cannot be fetched: %s", type(error).__name__)
-            raise Unavailable(
-                "the identity provider does not answer", code="issuer_unavailable"
-            ) from error
+            raise Unavailable("its keys cannot be fetched", code="issuer_unavailable") from error
 
 
 def _json(client: httpx.Client, url: str) -> dict[str, Any]:

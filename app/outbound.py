@@ -9,6 +9,10 @@ from __future__ import annotations
 
 import ipaddress
 import socket
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from threading import Timer
+from typing import Any
 from urllib.parse import urlsplit
 
 import httpx
@@ -16,6 +20,7 @@ import httpx
 from app.errors import Invalid, Unavailable
 
 TIMEOUT = 10.0  # seconds for each step of a call
+LONGEST = 20.0  # seconds for all of them: a byte now and then makes a step last for ever
 
 
 def post(url: str, body: bytes, headers: dict[str, str], *, private: bool) -> int:
@@ -33,18 +38,45 @@ def post(url: str, body: bytes, headers: dict[str, str], *, private: bool) -> in
     shown = parts.netloc.rpartition("@")[2]
     try:
         with (
+            _ended_after(LONGEST) as traced,
             httpx.Client(trust_env=False, follow_redirects=False, timeout=TIMEOUT) as client,
             client.stream(
                 "POST",
                 target,
                 content=body,
                 headers={**headers, "Host": shown},
-                extensions={"sni_hostname": host},
+                extensions={"sni_hostname": host, "trace": traced},
             ) as answer,
         ):
             return answer.status_code
     except (httpx.HTTPError, httpx.InvalidURL, ValueError) as error:
         raise Unavailable(f"{type(error).__name__}", code="webhook_unreachable") from error
+
+
+@contextmanager
+def _ended_after(seconds: float) -> Iterator[Callable[[str, dict[str, Any]], None]]:
+    """Cut the connections of a call that takes so long; gives what httpx calls at each event."""
+    held: list[socket.socket] = []
+
+    def cut() -> None:
+        for each in held:
+            with suppress(OSError):  # it is over already
+                each.shutdown(socket.SHUT_RDWR)
+
+    def traced(event: str, told: dict[str, Any]) -> None:
+        if event == "connection.connect_tcp.complete":
+            # A second handle: TLS takes the first one away.
+            held.append(told["return_value"].get_extra_info("socket").dup())
+
+    timer = Timer(seconds, cut)
+    timer.daemon = True
+    timer.start()
+    try:
+        yield traced
+    finally:
+        timer.cancel()
+        for each in held:
+            each.close()
 
 
 def _resolve(host: str, port: int, *, private: bool) -> str:
@@ -61,6 +93,8 @@ def _resolve(host: str, port: int, *, private: bool) -> str:
 
 def _public(address: str) -> bool:
     found = ipaddress.ip_address(address.partition("%")[0])
-    mapped = found.ipv4_mapped if isinstance(found, ipaddress.IPv6Address) else None
-    inner = mapped or found
-    return inner.is_global and not inner.is_multicast and not inner.is_reserved
+    if isinstance(found, ipaddress.IPv6Address):
+        if found.is_site_local or found.sixtofour is not None:  # another network's own addresses
+            return False
+        found = found.ipv4_mapped or found
+    return found.is_global and not found.is_multicast and not found.is_reserved

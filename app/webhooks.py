@@ -111,8 +111,7 @@ def test(tx: Tx, row: Webhook) -> WebhookInfo:
     Raises:
         Conflict: it is disabled.
     """
-    if row.state != "active":
-        raise Conflict("this webhook is disabled", code="webhook_disabled")
+    _check_active(row.state)
     _note(tx, row, TESTED, {})
     return infos(tx, [row])[0]
 
@@ -122,17 +121,19 @@ def retry(tx: Tx, principal: Principal, delivery_id: UUID) -> DeliveryInfo:
 
     Raises:
         Missing: there is none.
-        Conflict: it was delivered.
+        Conflict: it was delivered, or the webhook is disabled.
     """
     query = (
-        select(Delivery)
+        select(Delivery, Webhook.state)
         .join(Webhook, Webhook.id == Delivery.webhook_id)
         .where(Delivery.id == delivery_id, Webhook.project_id == principal.project_id)
         .with_for_update(of=Delivery)
     )
-    delivery = tx.session.scalars(query).first()
-    if delivery is None:
+    found = tx.session.execute(query).first()
+    if found is None:
         raise Missing(f"there is no delivery {delivery_id}")
+    delivery, state = found
+    _check_active(state)
     if delivery.state == "delivered":
         raise Conflict("it was delivered", code="delivery_done")
     delivery.state, delivery.attempts, delivery.due_at, delivery.finished_at = (
@@ -294,6 +295,11 @@ def check_address(url: str, *, private: bool) -> None:
             "webhooks go to https:// only (setting WEBHOOK_PRIVATE allows others)",
             code="webhook_address",
         )
+
+
+def _check_active(state: str) -> None:
+    if state != "active":
+        raise Conflict("this webhook is disabled", code="webhook_disabled")
 
 
 def _secrets(tx: Tx, row: Webhook, pepper: bytes) -> tuple[str, ...]:

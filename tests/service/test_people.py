@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import json
-import threading
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 import jwt
@@ -16,48 +12,10 @@ from cryptography.hazmat.primitives.asymmetric import ec, rsa
 
 from app.errors import Unauthorized, Unavailable
 from app.main import create_app
-from app.oidc import AGAIN, Issuer
+from app.oidc import AGAIN, FRESH, STALE, Issuer
 
 from .factories import Caller, Json, Project, TestClient, make_token, ok, refused
-
-AUDIENCE = "fedselect"
-
-
-@dataclass
-class Provider:
-    """An OpenID provider with one key, or several."""
-
-    port: int = 0
-    keys: dict[str, Any] = field(default_factory=dict)
-    asked: list[str] = field(default_factory=list)
-    said: str | None = None  # what it calls itself, if not by its address
-
-    @property
-    def issuer(self) -> str:
-        return f"http://127.0.0.1:{self.port}"
-
-    def documents(self) -> dict[str, Json]:
-        def public(kid: str, key: Any) -> Json:
-            kind = "RSA" if isinstance(key, rsa.RSAPrivateKey) else "EC"
-            algorithm = jwt.algorithms.RSAAlgorithm if kind == "RSA" else jwt.algorithms.ECAlgorithm
-            return {**algorithm.to_jwk(key.public_key(), as_dict=True), "kid": kid, "use": "sig"}
-
-        return {
-            "/.well-known/openid-configuration": {
-                "issuer": self.said or self.issuer,
-                "jwks_uri": f"{self.issuer}/keys",
-            },
-            "/keys": {"keys": [public(kid, key) for kid, key in self.keys.items()]},
-        }
-
-    def token(
-        self, subject: str = "sato", *, kid: str = "one", key: Any = None, **claims: Any
-    ) -> str:
-        key = key or self.keys[kid]
-        now = int(time.time())
-        body = {"iss": self.issuer, "aud": AUDIENCE, "sub": subject, "iat": now, "exp": now + 300}
-        algorithm = "RS256" if isinstance(key, rsa.RSAPrivateKey) else "ES256"
-        return jwt.encode({**body, **claims}, key, algorithm=algorithm, headers={"kid": kid})
+from .provider import AUDIENCE, Provider, listening
 
 
 @pytest.fixture(scope="module")
@@ -67,27 +25,8 @@ def rsa_key() -> rsa.RSAPrivateKey:
 
 @pytest.fixture
 def provider(rsa_key: rsa.RSAPrivateKey) -> Iterator[Provider]:
-    found = Provider(keys={"one": rsa_key})
-
-    class Handler(BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            found.asked.append(self.path)
-            document = found.documents().get(self.path)
-            body = json.dumps(document).encode()
-            self.send_response(200 if document else 404)
-            self.end_headers()
-            self.wfile.write(body)
-
-        def log_message(self, *_: object) -> None:
-            pass
-
-    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
-        found.port = server.server_address[1]
-        thread = threading.Thread(target=server.serve_forever, daemon=True)
-        thread.start()
+    with listening(Provider(keys={"one": rsa_key})) as found:
         yield found
-        server.shutdown()
-        thread.join(10)
 
 
 @pytest.fixture
@@ -225,6 +164,32 @@ def test_an_issuer_that_is_away_or_another(
         Issuer(provider.issuer, AUDIENCE).person(f"Bearer {provider.token()}")
     refused(Caller(house, provider.token()).get("/v1/runs"), 503, "issuer_unavailable")
     ok(Caller(house, project.owner.key).get("/v1/runs"))
+
+
+def test_an_issuer_that_goes_away_is_not_asked_by_every_call(provider: Provider) -> None:
+    """Its keys go on for a day. Anybody may send a token that makes us look for its key."""
+    now = [0.0]
+    issuer = Issuer(provider.issuer, AUDIENCE, clock=lambda: now[0])
+    good, invented = f"Bearer {provider.token()}", jwt.encode({}, "x" * 40, algorithm="HS256")
+    assert issuer.person(good) is not None
+    provider.said, provider.asked = "https://elsewhere.example", []
+    now[0] += FRESH + 1
+    for _ in range(5):
+        assert issuer.person(good) is not None
+        with pytest.raises(Unauthorized):
+            issuer.person(f"Bearer {invented}")
+    assert len(provider.asked) == 1
+    now[0] += AGAIN + 1
+    assert issuer.person(good) is not None
+    assert len(provider.asked) == 2
+    now[0] += STALE
+    for _ in range(5):
+        with pytest.raises(Unavailable):
+            issuer.person(good)
+    assert len(provider.asked) == 3
+    provider.said = None
+    now[0] += AGAIN + 1
+    assert issuer.person(good) is not None
 
 
 def test_without_an_issuer_tokens_are_nothing(project: Project, provider: Provider) -> None:

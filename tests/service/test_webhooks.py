@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import socket
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
@@ -208,6 +210,7 @@ def test_a_test_reaches_the_one_that_is_tested(office: Office, receiver: Receive
     [
         *("127.0.0.1", "localhost", "[::1]", "10.1.2.3", "169.254.169.254", "192.168.0.1"),
         *("0.0.0.0", "[::ffff:127.0.0.1]", "[fd00::1]", "2130706433", "100.64.0.1", "224.0.0.1"),
+        *("[fec0::1]", "[2002:a00:1::1]", "[64:ff9b::a00:1]", "[::10.0.0.1]", "[fe80::1]"),
     ],
 )
 def test_private_addresses_are_never_called(host: str) -> None:
@@ -223,6 +226,46 @@ def test_plain_http_is_refused_when_it_is_asked_for(project: Project) -> None:
     refused(project.owner.post("/v1/webhooks", body), 422, "request_invalid")
     body = {"url": "https://example.org/", "events": ["no.such"]}
     refused(project.owner.post("/v1/webhooks", body), 422, "request_invalid")
+
+
+def test_a_receiver_that_answers_for_ever_is_cut_off(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A byte now and then keeps a time limit of each step from ever being reached."""
+    monkeypatch.setattr(outbound, "LONGEST", 0.3)
+    gone, dripped = threading.Event(), []
+
+    def drip(server: socket.socket) -> None:
+        with server.accept()[0] as connection, suppress(OSError):
+            connection.sendall(b"HTTP/1.1 200 OK\r\nX: ")
+            while not gone.wait(0.02):
+                connection.sendall(b"x")
+                dripped.append(1)
+
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        thread = threading.Thread(target=drip, args=(server,), daemon=True)
+        thread.start()
+        try:
+            with pytest.raises(Unavailable) as found:
+                outbound.post(f"http://127.0.0.1:{server.getsockname()[1]}/", b"", {}, private=True)
+        finally:
+            gone.set()
+            thread.join(10)
+    assert found.value.code == "webhook_unreachable"
+    assert dripped
+
+
+def test_a_disabled_one_is_not_sent_its_deliveries_again(
+    office: Office, receiver: Receiver
+) -> None:
+    hook = office.hook(replace(receiver, port=1))
+    make_client(office.project)
+    office.work()
+    (delivery,) = office.deliveries(hook)
+    path = f"/v1/webhooks/{hook['webhook']['id']}"
+    ok(office.owner.request("PATCH", path, {"state": "disabled"}))
+    again = f"/v1/deliveries/{delivery['id']}/retry"
+    refused(office.owner.post(again), 409, "webhook_disabled")
+    ok(office.owner.request("PATCH", path, {"state": "active"}))
+    assert ok(office.owner.post(again))["attempts"] == 0
 
 
 def test_nobody_there_is_no_crash(office: Office, receiver: Receiver) -> None:
