@@ -7,16 +7,19 @@ ended by the process that controls the run. A run of pure tests starts nothing.
 from __future__ import annotations
 
 import os
+import re
 import secrets
 import shutil
 import signal
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
 import psycopg
 import pytest
 import redis
+from service.secretforms import SECRET
 
 from app.localprocess import end, search
 from app.localservers import object_client
@@ -54,8 +57,11 @@ def _clear_away(run: Path) -> None:
 
 
 @pytest.fixture(scope="session")
-def environment() -> dict[str, str]:
-    """The stack's variables, with an empty database, bucket and Redis database for us alone."""
+def environment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
+    """The stack's variables, with an empty database, bucket and Redis database for us alone.
+
+    After the last test, what all of them have left is searched for secrets.
+    """
     stack = LocalStack(Path(os.environ[FOLDER]), durable=False, given={})
     stack.up(product=False)
     env = stack.environment()
@@ -73,7 +79,30 @@ def environment() -> dict[str, str]:
     env["S3_BUCKET"] = name.replace("_", "-")
     with object_client(env) as store:
         store.make_bucket(env["S3_BUCKET"])
-    return env
+    yield env
+    found = _in_rows(env["MIGRATION_DATABASE_URL"].replace("+psycopg", ""))
+    found += _in_logs(stack.root, tmp_path_factory.getbasetemp())
+    assert not found, f"secrets were written down: {found}"
+
+
+def _in_rows(url: str) -> list[str]:
+    """The tables whose rows hold a secret."""
+    tables = "SELECT tablename FROM pg_tables WHERE schemaname = 'public'"
+    query = psycopg.sql.SQL("SELECT count(*) FROM {} AS t WHERE t::text ~ %s")
+    with psycopg.connect(url) as connection:
+        names = [name for (name,) in connection.execute(tables)]
+        held = {
+            name: connection.execute(query.format(psycopg.sql.Identifier(name)), [SECRET])
+            for name in names
+        }
+        return [f"{name}: {count}" for name, rows in held.items() for (count,) in rows if count]
+
+
+def _in_logs(*folders: Path) -> list[str]:
+    """The logs that hold a secret, with how it begins."""
+    logs = [log for folder in folders for log in folder.rglob("logs/*.log")]
+    texts = [(log, log.read_text(errors="replace")) for log in logs]
+    return [f"{log}: {m[0][:12]}" for log, text in texts for m in re.finditer(SECRET, text)]
 
 
 # Fixtures that build on `environment` come here, in this order: `migrated` (session; the schema of

@@ -1,7 +1,8 @@
 """After a whole run on real processes, nothing that was written down holds a live secret.
 
 Looked through are all logs on DEBUG, the ledger, the documents of refused calls and every row of
-the database, for keys, tokens, signatures and the settings that are secret.
+the database, for keys, enrolment tokens, tokens of people, secrets of webhooks, signatures and the
+settings that are secret.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import re
 import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 from threading import Event
 
@@ -19,16 +21,19 @@ import httpx
 import numpy as np
 import psycopg
 import pytest
+from cryptography.hazmat.primitives.asymmetric import rsa
 from service.factories import make_space, train
+from service.provider import Provider, listening
 
 from app import logs
 from app.cli import prepare
 from app.localstack import LocalStack
 from fedselect import wire
 from fedselect.client import Client, announce
+from fedselect.hooks import WebhookCreate
 from fedselect.policies import RunSettings
 from fedselect.protocol import ModelCreate, Registration, RunCreate
-from fedselect.tenancy import KeyCreate, KeyRotate
+from fedselect.tenancy import KeyCreate, KeyRotate, MemberCreate
 
 pytestmark = pytest.mark.e2e
 SIGNATURE = re.compile(r"X-Amz-Signature=([0-9a-f]{64})")
@@ -68,13 +73,22 @@ class Witness:
 
 
 @pytest.fixture(scope="module")
-def stack(environment, tmp_path_factory):
+def provider():
+    key = rsa.generate_private_key(public_exponent=65537, key_size=2048)
+    with listening(Provider(keys={"one": key})) as found:
+        yield found
+
+
+@pytest.fixture(scope="module")
+def stack(environment, provider, tmp_path_factory):
     root = tmp_path_factory.mktemp("secrets")
     servers = {name: value for name, value in environment.items() if name != "PUBLIC_URL"}
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("LOG_FORMAT", "json")
         patch.setenv("LOG_LEVEL", "DEBUG")
         patch.setenv("METRICS_TOKEN", "the token of the monitoring")
+        patch.setenv("OIDC_ISSUER", provider.issuer)
+        patch.setenv("WEBHOOK_PRIVATE", "true")
         found = LocalStack(root, given=servers)
         try:
             found.up(prepare=lambda ready: prepare(root, ready))
@@ -84,7 +98,7 @@ def stack(environment, tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def witness(stack) -> Witness:
+def witness(stack, provider) -> Witness:
     """A run of one round with two clients, and some calls that are refused."""
     seen = Witness(stack.environment()["PUBLIC_URL"])
     key = (stack.root / "owner.key").read_text()
@@ -93,6 +107,8 @@ def witness(stack) -> Witness:
         newer = owner.rotate_key(spare.info.id, KeyRotate())
         seen.client(spare.key).close()
         seen.client(newer.key).close()
+        hook = tell(seen, owner, provider)
+        people(seen, owner, provider)
         space, run = campaign(owner)
         tokens = owner.create_enrolments(3).tokens
         seen.secrets |= {t.split("_")[2] for t in tokens}
@@ -103,7 +119,32 @@ def witness(stack) -> Witness:
         last = next(r for r in owner.rounds(run.id) if r.manifest_sha256)
         seen.saw(owner.manifest(last.id).model_dump_json())
         wait(lambda: "round.published" in ledger(owner))
+        # The receiver knows nothing of it: signed, sent, refused, and written down as such.
+        wait(lambda: any(each.status == 404 for each in owner.deliveries(hook)))
     return seen
+
+
+def tell(seen: Witness, owner: Client, provider: Provider):
+    """A webhook whose secret is rotated, so that two sign."""
+    url = f"{provider.issuer}/nobody"
+    first = owner.create_webhook(WebhookCreate(url=url, events=["client.registered"]))
+    second = owner.rotate_webhook_secret(first.webhook.id)
+    seen.secrets |= {each.secret.removeprefix("whsec_") for each in (first, second)}
+    owner.test_webhook(first.webhook.id)
+    return first.webhook.id
+
+
+def people(seen: Witness, owner: Client, provider: Provider) -> None:
+    """A member whose token is good, and tokens that are not."""
+    owner.add_member(MemberCreate(subject="sato", role="viewer"))
+    good, late = provider.token(), provider.token(exp=int(time.time()) - 600)
+    forged = f"{good.rpartition('.')[0]}.{'A' * 342}"
+    seen.secrets |= {good, late, *(part for token in (good, late) for part in token.split(".")[1:])}
+    with httpx.Client(base_url=seen.url, trust_env=False) as http:
+        asked = http.get("/v1/runs", headers={"Authorization": f"Bearer {good}"})
+    assert asked.status_code == 200, asked.text
+    for token in (late, forged):
+        seen.ask("GET", "/v1/runs", token)
 
 
 def campaign(owner: Client):
@@ -209,7 +250,7 @@ def test_the_ledger_holds_no_secret(stack, witness, secrets):
 
 
 def test_refusals_repeat_no_secret(witness, secrets):
-    assert len(witness.problems) == 6
+    assert len(witness.problems) == 8
     for text in witness.problems:
         assert not holds(text, secrets), text
 
