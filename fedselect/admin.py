@@ -33,6 +33,7 @@ from fedselect.pictures import draw
 from fedselect.policies import RunSettings, preset
 from fedselect.protocol import (
     JobInfo,
+    ManifestDocument,
     ModelCreate,
     ModelInfo,
     RoundDetail,
@@ -115,6 +116,12 @@ def send_weights(
 ) -> UploadStatus:
     """Upload a model's initial weights; `models show` names them once they are verified."""
     return client.send_weights(model_id, file.read_bytes())
+
+
+@command(models, "show-upload")
+def show_upload(client: Client, upload_id: Id) -> UploadStatus:
+    """Show what became of weights that were sent, and why they were refused."""
+    return client.upload(upload_id)
 
 
 # --- runs and rounds ---------------------------------------------------------------------------
@@ -274,6 +281,12 @@ def list_rounds(client: Client, run_id: RunId) -> Iterator[RoundInfo]:
 def show_round(client: Client, round_id: Id) -> RoundDetail:
     """Show one round and its assignments."""
     return client.round(round_id)
+
+
+@command(rounds, "manifest")
+def show_manifest(client: Client, round_id: Id) -> ManifestDocument:
+    """Show what is needed to recompute a round's version, with signed addresses of its files."""
+    return client.manifest(round_id)
 
 
 @command(rounds, "cancel")

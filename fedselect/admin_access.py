@@ -55,6 +55,12 @@ Out = Annotated[
 ]
 Grace = Annotated[int, typer.Option(help="Seconds that the old key still works.")]
 Title = Annotated[str, typer.Option("--name", help="What it is for.")]
+Scopes = Annotated[list[str] | None, typer.Option("--scope", help="Only this one; repeat.")]
+Until = Annotated[int | None, typer.Option("--expires-in", help="Seconds until it ends.")]
+Bound = Annotated[
+    str | None,
+    typer.Option("--certificate", help="Works with this client certificate alone: SHA-256, hex."),
+]
 NewName = Annotated[str | None, typer.Option("--name", help="The new name.")]
 
 
@@ -237,13 +243,18 @@ def create_key(
     client: Client,
     role: Annotated[str, typer.Option(help="owner, operator, auditor or viewer")],
     name: Title = "",
-    scope: Annotated[list[str] | None, typer.Option(help="Only this one; repeat.")] = None,
-    expires_in: Annotated[int | None, typer.Option(help="Seconds until it ends.")] = None,
+    scope: Scopes = None,
+    expires_in: Until = None,
+    certificate: Bound = None,
+    organisation: Annotated[
+        bool, typer.Option("--organisation", help="For all its projects; with such a key only.")
+    ] = False,
     out: Out = None,
 ) -> KeyIssued | KeyInfo:
     """Issue a key of the project; it is shown this one time, or written to a file."""
-    wanted = given(role=role, name=name, scopes=scope or None, expires_in=expires_in)
-    return _kept(client.create_key(valid(KeyCreate, **wanted)), out)
+    rights = given(scopes=scope or None, certificate=certificate, expires_in=expires_in)
+    wanted = valid(KeyCreate, role=role, name=name, organisation=organisation, **rights)
+    return _kept(client.create_key(wanted), out)
 
 
 @command(keys, "create-for-organisation")
@@ -251,10 +262,10 @@ def create_organisation_key(
     client: Client,
     role: Annotated[str, typer.Option(help="owner, operator, auditor or viewer")],
     name: Title = "",
-    expires_in: Annotated[int | None, typer.Option(help="Seconds until it ends.")] = None,
+    expires_in: Until = None,
     out: Out = None,
 ) -> KeyIssued | KeyInfo:
-    """Issue a key for all projects of the organisation; with such a key only."""
+    """The same as `create --organisation`."""
     wanted = given(role=role, name=name, expires_in=expires_in, organisation=True)
     return _kept(client.create_key(valid(KeyCreate, **wanted)), out)
 

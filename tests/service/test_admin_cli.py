@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import stat
 import subprocess
 import sys
@@ -15,7 +16,9 @@ import pytest
 import safetensors.numpy
 
 from fedselect import remote, wire
+from fedselect.administration import Administration
 from fedselect.errors import FedSelectError
+from fedselect.operations import Operations, listing, operation
 from fedselect.profiles import Profile, Profiles, read_profiles, write_profiles
 
 from .campaign import Campaign
@@ -94,6 +97,35 @@ def test_keys(admin, tmp_path):
     assert own["info"]["predecessor_id"]
 
 
+def test_a_key_is_bound_and_narrowed_when_it_is_made(admin, project, monkeypatch):
+    words = ("keys", "create", "--role", "viewer", "--json")
+    made = admin(*words, "--scope", "round:read", "--certificate", "ab" * 32)["info"]
+    assert (made["scopes"], made["certificate"]) == (["round:read"], "ab" * 32)
+    refused = admin(*words, "--organisation", code=1).exception
+    assert refused.code == "organisation_key_needed"
+    monkeypatch.setenv("FEDSELECT_KEY", project.organisation().key)
+    made = admin(*words, "--organisation", "--scope", "round:read")["info"]
+    assert (made["project_id"], made["scopes"]) == (None, ["round:read"])
+
+
+def test_every_call_of_an_administrator_is_a_command():
+    """Each command is one call, by its name. Agents and auditors have commands of their own."""
+    elsewhere = {
+        *("register", "check_in", "reserve_update", "put_file", "complete", "evaluate", "ablate"),
+        *("decline", "ledger_entries", "ledger_keys", "checkpoint", "make_estimate"),
+        *("prove_consistency", "prove_inclusion"),
+    }
+    calls = {
+        name
+        for owner in (Operations, Administration)
+        for name, found in vars(owner).items()
+        if isinstance(found, operation | listing)
+    }
+    modules = Path(remote.__file__).parent.glob("admin*.py")
+    used = set(re.findall(r"client\.(\w+)\(", "".join(each.read_text() for each in modules)))
+    assert calls - used == elsewhere
+
+
 def test_webhooks(admin, project):
     url = "https://example.org/hook"
     made = admin("webhooks", "create", "--url", url, "--event", "round.published", "--json")
@@ -158,11 +190,13 @@ def test_a_model_and_a_run(admin, project, tmp_path):
     model = admin("models", "create", "watch", file, "--json")
     weights = tmp_path / "weights.safetensors"
     weights.write_bytes(wire.encode_version(space.digest, make_model(project).weights))
-    assert admin("models", "send-weights", model["id"], weights, "--json")["state"] == "uploaded"
+    sent = admin("models", "send-weights", model["id"], weights, "--json")
+    assert sent["state"] == "uploaded"
     (job,) = admin("jobs", "list", "--state", "due", "--json")
     assert admin("jobs", "show", job["id"], "--json") == job
     assert admin("jobs", "retry", job["id"], "--json")["state"] == "due"
     drain(project)
+    assert admin("models", "show-upload", sent["id"], "--json")["state"] == "accepted"
     assert admin("models", "show", model["id"], "--json")["initial_version"]
     assert "watch" in admin("models", "list")
     settings = tmp_path / "settings.json"
@@ -203,6 +237,8 @@ def test_what_others_wrote_does_not_steer_the_terminal(admin, project):
 def test_versions_are_looked_at_and_taken_along(admin, project, tmp_path):
     campaign = Campaign(project, rounds=2, published=1)
     version = campaign.versions()[-1]["id"]
+    shown = next(each for each in campaign.rounds() if each["manifest_sha256"])
+    assert admin("rounds", "manifest", shown["id"], "--json")["sha256"] == shown["manifest_sha256"]
     file, card = tmp_path / "model.safetensors", tmp_path / "card.md"
     admin("versions", "export", version, file)
     tensors = safetensors.numpy.load(file.read_bytes())
