@@ -13,7 +13,7 @@ from typing import Any
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, Response
-from sqlalchemy.exc import InterfaceError, OperationalError
+from sqlalchemy.exc import InterfaceError, InternalError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from starlette.exceptions import HTTPException
 
@@ -87,23 +87,32 @@ def install_problem_handlers(app: FastAPI) -> None:
         answer.headers.update(known or {})
         return answer
 
-    async def database(request: Request, error: Exception) -> Response:
-        log.warning("database unavailable: %s", type(error).__name__)
-        refusal = Unavailable("the database does not answer", code="database_unavailable")
-        return problem(request, refusal)
-
-    async def bug(request: Request, error: Exception) -> Response:
-        log.error("request %s failed", request.scope.get("request_id"), exc_info=error)
-        refusal = Refusal("this is a bug; quote the request id", code="internal_error")
-        refusal.status, refusal.title = 500, "Internal error"
-        return problem(request, refusal)
-
     app.add_exception_handler(FedSelectError, deliberate)
     app.add_exception_handler(RequestValidationError, invalid)
     app.add_exception_handler(HTTPException, http)
     for kind in (OperationalError, InterfaceError, PoolTimeout):
-        app.add_exception_handler(kind, database)
-    app.add_exception_handler(Exception, bug)
+        app.add_exception_handler(kind, _database)
+    app.add_exception_handler(InternalError, _cut_off)
+    app.add_exception_handler(Exception, _bug)
+
+
+async def _database(request: Request, error: Exception) -> Response:
+    log.warning("database unavailable: %s", type(error).__name__)
+    refusal = Unavailable("the database does not answer", code="database_unavailable")
+    return problem(request, refusal)
+
+
+async def _cut_off(request: Request, error: Exception) -> Response:
+    # A process that got no turn for so long that the database gave its locks to others.
+    ended = isinstance(error, InternalError) and getattr(error.orig, "sqlstate", "") == "25P03"
+    return await (_database if ended else _bug)(request, error)
+
+
+async def _bug(request: Request, error: Exception) -> Response:
+    log.error("request %s failed", request.scope.get("request_id"), exc_info=error)
+    refusal = Refusal("this is a bug; quote the request id", code="internal_error")
+    refusal.status, refusal.title = 500, "Internal error"
+    return problem(request, refusal)
 
 
 def _no_route(request: Request, error: HTTPException) -> Refusal:

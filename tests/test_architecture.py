@@ -148,7 +148,7 @@ LONG_FUNCTIONS = {
 # One for each option of the command.
 MANY_PARAMETERS = {
     *("fedselect/agent_cli.py:agent", "fedselect/estimate_cli.py:estimate"),
-    "fedselect/admin.py:report_run",
+    *("fedselect/admin.py:report_run", "fedselect/admin_access.py:create_key"),
     *("fedselect/learning_cli.py:simulate", "fedselect/explain_cli.py:explain_here"),
 }
 DEEP_FUNCTIONS: set[str] = set()

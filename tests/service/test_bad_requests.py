@@ -9,14 +9,17 @@ import zlib
 from collections import Counter, defaultdict
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
+from unittest.mock import Mock
 from uuid import UUID, uuid4
 
 import pytest
 from hypothesis import HealthCheck, given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
+from psycopg import errors
+from sqlalchemy.exc import InternalError
 
-from app import auth
+from app import auth, tenants
 
 from .conftest import MovableClock
 from .factories import (
@@ -525,6 +528,21 @@ def test_cursors_that_are_none(tenant: Project, cursor: str) -> None:
 def test_cursors_that_no_database_can_compare(tenant: Project, row: str) -> None:
     cursor = coded(["2026-01-01T00:00:00+00:00", row])
     refused(tenant.owner.get("/v1/keys", cursor=cursor), 422, "cursor_invalid")
+
+
+@pytest.mark.parametrize(
+    ("why", "status", "code"),
+    [
+        (errors.IdleInTransactionSessionTimeout(), 503, "database_unavailable"),
+        (errors.DataCorrupted(), 500, "internal_error"),
+    ],
+)
+def test_a_transaction_that_was_cut_off_may_be_tried_again(
+    project: Project, monkeypatch: pytest.MonkeyPatch, why: Exception, status: int, code: str
+) -> None:
+    monkeypatch.setattr(tenants, "infos", Mock(side_effect=InternalError("", None, why)))
+    answer = project.owner.get("/v1/projects")
+    assert (answer.status_code, answer.json()["code"]) == (status, code)
 
 
 @pytest.mark.parametrize("bad", ["%00", "a%0Ab", "x"])
