@@ -42,12 +42,14 @@ def create(tx: Tx, principal: Principal, body: RunCreate, *, noise: bytes | None
         Missing: no such model.
         Conflict: the name is taken, or the model has no weights yet.
         SpaceError: the policy does not fit the model.
-        SettingsError: privacy_useless, accountant_missing or noise_key_missing.
+        SettingsError: secure_prototype, privacy_useless, accountant_missing or
+            noise_key_missing.
     """
     model = catalog.get_model(tx, principal, body.model_id)
     space = ParameterSpace.from_json(model.space)
     for policy in body.settings.policies:
         growth.bounds(policy, space)
+    _refuse_prototype(body.settings)
     accounting.check_useful(body.settings, space)
     initial = catalog.initial_version(tx, model.id)
     if initial is None:
@@ -99,6 +101,15 @@ def _settled(tx: Tx, principal: Principal, body: RunCreate) -> RunSettings:
         return settings
     clients = len(arms.clients_in(tx, principal.project_id, body.cohort_id))
     return settings.model_copy(update={"arms": settings.arms.settled(clients)})
+
+
+def _refuse_prototype(settings: RunSettings) -> None:
+    if settings.privacy.secure is not None:
+        raise SettingsError(
+            "secure aggregation is a prototype that only simulations run "
+            "(docs/SECURE-AGGREGATION.md): leave out privacy.secure",
+            code="secure_prototype",
+        )
 
 
 def _commitment(settings: RunSettings, run_id: UUID, noise: bytes | None) -> str | None:

@@ -7,6 +7,7 @@ FedSelectError
 ├── SettingsError         run settings that contradict each other
 ├── LifecycleError        an event a state does not allow
 ├── LedgerError           a ledger that does not verify
+├── BlindingError         a blinded round that cannot go on
 ├── TrainingError         local training produced something unusable
 └── ServiceError          the coordinator refused or could not be reached (``code``, ``status``)
 
@@ -61,6 +62,12 @@ class LedgerError(FedSelectError):
     """A ledger that does not verify; the text names the first bad entry."""
 
     code = "ledger_invalid"
+
+
+class BlindingError(FedSelectError):
+    """A blinded round that cannot go on, or must not."""
+
+    code = "blinding_failed"
 
 
 class TrainingError(FedSelectError):

@@ -8,12 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Container, Mapping, Sequence
 from hashlib import sha256
+from os import urandom
 
 import numpy as np
 
 from fedselect.accounting import noise_rule
 from fedselect.aggregate import Contribution, aggregate
 from fedselect.batched import Job
+from fedselect.blindrounds import blinded_mean
 from fedselect.checkpoints import ClientPart, Snapshot
 from fedselect.deltafiles import step
 from fedselect.downloads import DeltaFacts, cheapest
@@ -65,10 +67,13 @@ class Coordinator:
         ]
         encoding = settings.wire.encoding
         base = self.values if encoding == "f32" else np.zeros_like(self.values)
-        if settings.privacy.dp is None:
-            found = aggregate(base, parts, settings.round.min_contributors)
-        else:
+        if settings.privacy.secure is not None:
+            updates = [(each.mask, each.values) for each in accepted]
+            found = blinded_mean(base, updates, settings, self.space, urandom)
+        elif settings.privacy.dp is not None:
             found = self._noised(parts, settings)
+        else:
+            found = aggregate(base, parts, settings.round.min_contributors)
         if noise is not None:
             found = found + noise
         if encoding == "f32":

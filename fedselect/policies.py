@@ -16,7 +16,7 @@ from pydantic import Field, model_validator
 from fedselect.deltas import Encoding
 from fedselect.errors import SettingsError
 from fedselect.policy import Policy, Settings, later
-from fedselect.privacy import Dp, Privacy, contradiction
+from fedselect.privacy import Dp, Privacy, Secure, contradiction
 from fedselect.scalars import Real, Whole
 
 __all__ = [
@@ -33,6 +33,7 @@ __all__ = [
     "Reporting",
     "RoundPolicy",
     "RunSettings",
+    "Secure",
     "Settings",
     "Training",
     "Wire",

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from pydantic import Field
 
-from fedselect.policy import Settings
+from fedselect.policy import Settings, later
 from fedselect.scalars import Real
 
 if TYPE_CHECKING:
@@ -67,16 +67,75 @@ class Dp(Settings):
         return Grid(exponent - BITS, bound, math.ceil(self.noise * bound))
 
 
+class Secure(Settings):
+    """Secure aggregation of rounds, for masks by rows or whole tensors: a prototype."""
+
+    threshold: Real = Field(
+        0.6,
+        gt=0.5,
+        le=1,
+        description="Share of a round's participants that must deliver and recover the others.",
+    )
+    bound: Real = Field(
+        1.0, ge=1e-9, le=1e9, description="Largest magnitude of an element's change."
+    )
+
+    def needed(self, participants: int) -> int:
+        """How many of so many must deliver: more than half."""
+        return max(participants // 2 + 1, math.ceil(round(self.threshold * participants, 9)))
+
+
 class Privacy(Settings):
     """What a run promises about a client's contributions, beyond that no data leave a site."""
 
     dp: Dp | None = Field(None, description="Null: no differential privacy.")
+    secure: Secure | None = later(
+        None, description="Null: the coordinator sees single updates. A prototype for simulations."
+    )
 
 
 def contradiction(settings: RunSettings) -> str | None:
     """Why a run's privacy does not go together with its other settings, in words; None: it does."""
-    if settings.privacy.dp is None:
-        return None
+    if settings.privacy.secure is not None:
+        return _unblindable(settings)
+    return None if settings.privacy.dp is None else _unbounded(settings)
+
+
+def _unblindable(settings: RunSettings) -> str | None:
+    """What needs single updates, or other index sets than rows and tensors."""
+    by_elements = (
+        p.name for p in settings.policies if p.personal == "learned" and p.scope != "row"
+    )
+    faults = (
+        (
+            settings.privacy.dp is not None,
+            "the coordinator must clip single updates for privacy.dp, which privacy.secure hides",
+        ),
+        (
+            next(by_elements, None) is not None,
+            "masks of single elements tell of the data, and privacy.secure makes public what a "
+            "client shares: give policy.scope row, or a fixed mask",
+        ),
+        (
+            settings.wire.encoding != "f32",
+            "scales and error feedback of different clients do not add up under privacy.secure: "
+            "give wire.encoding f32",
+        ),
+        (
+            settings.round.weighting != "uniform",
+            "privacy.secure adds values of weight 1: give round.weighting uniform",
+        ),
+        (
+            settings.round.min_contributors < 3,
+            "of a sum of two each knows the other: privacy.secure needs round.min_contributors of "
+            "at least 3",
+        ),
+    )
+    return next((text for applies, text in faults if applies), None)
+
+
+def _unbounded(settings: RunSettings) -> str | None:
+    """What would let one client change more than its clip, or spend more than is accounted."""
     if settings.round.weighting != "uniform":
         return (
             "privacy.dp bounds what each client adds, so nobody can weigh more: give "

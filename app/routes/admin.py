@@ -206,6 +206,7 @@ def reserve_weights(model_id: UUID, body: UploadReserve, call: Call = WRITE) -> 
                 "settings_invalid",
                 "space_invalid",
                 "privacy_useless",
+                "secure_prototype",
                 "accountant_missing",
                 "noise_key_missing",
             ],

@@ -42,7 +42,7 @@ def test_what_is_clipped_to_almost_nothing_hardly_moves():
     plain = simulate(tasks(), rule.model_copy(update={"privacy": Privacy()})).values
     held = simulate(tasks(), settings("fedavg", rounds=3, clip=0.001)).values
     start = TorchLearner(tasks()["site-0"]).initial()
-    assert np.linalg.norm(plain - start) > 0.5
+    assert np.linalg.norm(plain - start) > 0.1
     assert 0 < np.linalg.norm(held - start) < 0.01
 
 

@@ -183,6 +183,14 @@ def test_without_a_noise_key_there_is_no_private_run(project, api):
         api.app.state.core = core
 
 
+def test_secure_aggregation_is_refused_because_the_service_does_not_do_it(project):
+    rules = settings(min_contributors=3, goal=3, policy={"personal": "head"})
+    asked = {"name": "blind", "model_id": make_model(project).id}
+    asked["settings"] = {**rules, "privacy": {"secure": {}}}
+    problem = refused(project.owner.post("/v1/runs", asked), 422, "secure_prototype")
+    assert "SECURE-AGGREGATION.md" in problem["detail"]
+
+
 def test_another_noise_key_than_the_run_began_with_is_refused(project):
     manifest = PrivateRun(project).play().manifest()
     other = base64.b64encode(bytes(range(32))).decode()
