@@ -120,14 +120,14 @@ def report(tx: Tx, principal: Principal, assignment_id: UUID, body: AblationRepo
         run = tx.session.get_one(Run, assignment.run_id)
         _check_names(tx, run, body)
         rounds.move_assignment(tx, assignment, AssignmentEvent.REPORT)
-        least = RunSettings.model_validate(run.settings).report.min_examples
+        settings = RunSettings.model_validate(run.settings)
         record = AblationRecord(
             assignment_id=assignment.id,
             project_id=assignment.project_id,
             run_id=assignment.run_id,
             client_id=assignment.client_id,
             version_id=assignment.version_id,
-            report=body.withholding(least).model_dump(mode="json"),
+            report=body.disclosed(settings).model_dump(mode="json"),
             created_at=tx.now,
         )
         tx.session.add(record)

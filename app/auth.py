@@ -43,6 +43,7 @@ class Scope(StrEnum):
     UPLOAD = "upload"
     ROUND_READ = "round:read"
     ROUND_ADMIN = "round:admin"
+    MASK_READ = "mask:read"
     PROJECT_READ = "project:read"
     PROJECT_ADMIN = "project:admin"
     KEY_OWN = "key:own"
@@ -64,11 +65,25 @@ _LOOK = {
 ROLES: dict[str, frozenset[Scope]] = {
     "owner": frozenset(Scope) - {Scope.CLIENT_OWN},
     "operator": frozenset(
-        {*_LOOK, Scope.VERSION_READ, Scope.UPLOAD, Scope.ROUND_ADMIN, Scope.CLIENT_ADMIN}
+        {
+            *_LOOK,
+            Scope.VERSION_READ,
+            Scope.UPLOAD,
+            Scope.ROUND_ADMIN,
+            Scope.CLIENT_ADMIN,
+            Scope.MASK_READ,
+        }
     ),
     # Reads everything and changes nothing: not even its own key.
     "auditor": frozenset(
-        {*_LOOK, Scope.VERSION_READ, Scope.AUDIT_READ, Scope.KEY_READ, Scope.WEBHOOK_READ}
+        {
+            *_LOOK,
+            Scope.VERSION_READ,
+            Scope.AUDIT_READ,
+            Scope.KEY_READ,
+            Scope.WEBHOOK_READ,
+            Scope.MASK_READ,
+        }
     )
     - {Scope.KEY_OWN},
     "viewer": frozenset(_LOOK),

@@ -25,12 +25,13 @@ from sqlalchemy import create_engine, make_url, select, text
 from sqlalchemy.pool import NullPool
 
 from app import objects, retention
+from app.encrypted import either, is_one
 from app.errors import Missing
 from app.settings import AppSettings
 from app.storage import S3Storage
 from app.tables import Object, Upload
 from app.wiring import Coordinator
-from fedselect import __version__
+from fedselect import __version__, encryption
 from fedselect.errors import FedSelectError
 
 FORMAT = "fedselect-backup/1"
@@ -60,6 +61,7 @@ class Backup:
     ledger_key: str  # the public half
     pepper_check: str  # tells a wrong KEY_PEPPER, not the right one
     files: tuple[File, ...]
+    encryption_keys: tuple[str, ...] = ()  # ids of those that its objects need
 
     @property
     def size(self) -> int:
@@ -99,6 +101,7 @@ def back_up(core: Coordinator, folder: Path) -> Backup:
         core.sealer.public_key,
         _pepper_check(core.settings),
         tuple(files),
+        tuple(sorted(_encryption_keys(folder, files))),
     )
     (folder / LIST).write_text(json.dumps(asdict(found), indent=1))
     return found
@@ -116,7 +119,7 @@ def _fetch(storage: S3Storage, prefixes: Iterable[str], folder: Path) -> Iterato
     for prefix in prefixes:
         for key in storage.keys(prefix):
             try:
-                yield _write(storage.stream(key), folder, f"{OBJECTS}/{key}")
+                yield _write(storage.stored.stream(key), folder, f"{OBJECTS}/{key}")
             except Missing:  # verified or published since it was listed
                 continue
 
@@ -153,6 +156,16 @@ def _file(folder: Path, path: str) -> File:
         return File(path, file.tell(), digest)
 
 
+def _encryption_keys(folder: Path, files: Iterable[File]) -> set[str]:
+    """Ids of the keys that the encrypted objects need which were copied, as they are stored."""
+    found = set()
+    for file in files:
+        if is_one(file.path):
+            with _inside(folder, file.path).open("rb") as stream:
+                found.add(encryption.read_head(stream.read(encryption.HEAD)).key_id)
+    return found
+
+
 def _pepper_check(settings: AppSettings) -> str:
     return hmac.digest(settings.pepper, b"backup", hashlib.sha256).hex()
 
@@ -169,7 +182,8 @@ def read(folder: Path) -> Backup:
     try:
         content = json.loads((folder / LIST).read_text())
         files = tuple(File(**file) for file in content.pop("files"))
-        found = Backup(**content, files=files)
+        keys = tuple(content.pop("encryption_keys", ()))
+        found = Backup(**content, files=files, encryption_keys=keys)
     except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
         raise FedSelectError(f"{folder} holds no backup: {error}", code="backup_invalid") from error
     if found.format != FORMAT:
@@ -198,7 +212,8 @@ def restore(core: Coordinator, folder: Path, *, force: bool = False) -> Backup:
     for file in found.files:
         if file.path != DUMP:
             with _inside(folder, file.path).open("rb") as stream:
-                core.storage.put(file.path.removeprefix(f"{OBJECTS}/"), stream, file.size)
+                key = file.path.removeprefix(f"{OBJECTS}/")
+                core.storage.stored.put(key, stream, file.size)
     options = ["--no-owner", "--exit-on-error", "--single-transaction", str(folder / DUMP)]
     _run("pg_restore", core.settings, options)
     _stage_again(core)
@@ -213,10 +228,13 @@ def _check_secrets(core: Coordinator, found: Backup) -> None:
         wrong.append("KEY_PEPPER")
     if found.ledger_key != core.sealer.public_key:
         wrong.append("LEDGER_KEY or LEDGER_ORIGIN")
+    lacking = set(found.encryption_keys) - set(core.ring.ids)
+    if lacking:
+        wrong.append(f"ENCRYPTION_KEY ({', '.join(sorted(lacking))} is needed)")
     if wrong:
         raise FedSelectError(
-            f"{' and '.join(wrong)} are not those of the backup: no key would be valid, or the "
-            "ledger would be signed by somebody else; restore the settings first",
+            f"{' and '.join(wrong)} are not those of the backup: no key would be valid, the ledger "
+            "signed by somebody else, or no update readable; restore the settings first",
             code="restore_secrets",
         )
 
@@ -259,8 +277,9 @@ def _stage_again(core: Coordinator) -> None:
     with core.db.transaction(ACTOR, "backup.stage_again") as tx:
         waiting = tx.session.scalars(select(Upload).where(Upload.state == "uploaded")).all()
     for upload in waiting:
-        key = f"accepted/{upload.project_id}/{upload.sha256}"
-        if core.storage.size(upload.staging_key) is None and core.storage.size(key) is not None:
+        names = either(f"accepted/{upload.project_id}/{upload.sha256}")
+        key = next((name for name in names if core.storage.size(name) is not None), None)
+        if core.storage.size(upload.staging_key) is None and key is not None:
             with tempfile.SpooledTemporaryFile(max_size=8 * CHUNK) as spool:
                 spool.writelines(core.storage.stream(key))
                 spool.seek(0)

@@ -12,6 +12,7 @@ from sqlalchemy import ColumnElement, Select, delete, func, or_, select, update
 
 from app import clients, holds, ledger, retention, rounds, updates
 from app.db import Tx
+from app.encrypted import either
 from app.storage import StoredObject
 from app.tables import (
     AblationRecord,
@@ -168,7 +169,7 @@ def _unregistered(core: Coordinator, client_id: UUID, sums: list[str]) -> list[S
         uploads = tx.session.scalars(query).all()
         keys = dict.fromkeys(sums, tx.now)
     for upload in uploads:
-        for key in (upload.staging_key, updates.quarantine_key(upload)):
+        for key in (upload.staging_key, *either(updates.quarantine_key(upload))):
             keys[key] = upload.created_at
     sizes = {key: core.storage.size(key) for key in keys}
     return [StoredObject(key, size, keys[key]) for key, size in sizes.items() if size is not None]

@@ -34,8 +34,7 @@ def evaluate(
     if record is None:
         rounds.move_assignment(tx, assignment, AssignmentEvent.REPORT)
         run = tx.session.get_one(Run, assignment.run_id)
-        least = RunSettings.model_validate(run.settings).report.min_examples
-        report = body.withholding(least)
+        report = body.disclosed(RunSettings.model_validate(run.settings))
         record = EvaluationRecord(
             assignment_id=assignment.id,
             project_id=assignment.project_id,

@@ -60,7 +60,7 @@ def find(
         space=ParameterSpace.from_json(model.space),
         ablated=_ablated(tx, info.arm_id, client_id),
         masks=[row.sha256 for row in rows],
-        keys={row.sha256: row.object_key for row in rows},
+        keys={row.sha256: row.object_key for row in reversed(rows)},  # of equal ones its own
         now=tx.now,
     )
 

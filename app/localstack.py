@@ -90,7 +90,7 @@ class LocalStack:
     ``os.environ``) that name servers to use instead: ``DATABASE_URL`` (and, if another role owns
     the tables, ``MIGRATION_DATABASE_URL``), ``REDIS_URL`` and ``S3_ENDPOINT``, the last one with
     its ``S3_REGION``, ``S3_BUCKET``, ``S3_ACCESS_KEY`` and ``S3_SECRET_KEY``; a given
-    ``KEY_PEPPER``, ``LEDGER_KEY``, ``NOISE_KEY`` or ``PUBLIC_URL`` wins, too.
+    ``KEY_PEPPER``, ``LEDGER_KEY``, ``NOISE_KEY``, ``ENCRYPTION_KEY`` or ``PUBLIC_URL`` wins, too.
 
     Any number of processes may use the same folder: the truth is in its files and a lock guards
     every change. Every method that starts or stops something raises :class:`StackError`.
@@ -171,8 +171,8 @@ class LocalStack:
         if not records:
             raise StackError(f"nothing was started in {self.root} yet")
         own = self._secrets()
-        names = ("KEY_PEPPER", "LEDGER_KEY", "NOISE_KEY")
-        result = {name: own[name] for name in names if name in own}  # an older folder has no third
+        names = ("KEY_PEPPER", "LEDGER_KEY", "NOISE_KEY", "ENCRYPTION_KEY")
+        result = {name: own[name] for name in names if name in own}  # an older folder lacks some
         result["PUBLIC_URL"] = f"http://{HOST}:{records['coordinator'].port}"
         result |= {name: self._given[name] for name in result if self._given.get(name)}
         for kind in SERVERS:
@@ -382,4 +382,5 @@ def _new_secrets() -> dict[str, str]:
         "KEY_PEPPER": secrets.token_hex(32),
         "LEDGER_KEY": base64.b64encode(secrets.token_bytes(32)).decode(),
         "NOISE_KEY": base64.b64encode(secrets.token_bytes(32)).decode(),
+        "ENCRYPTION_KEY": base64.b64encode(secrets.token_bytes(32)).decode(),
     }

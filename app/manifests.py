@@ -12,17 +12,18 @@ from uuid import UUID
 
 from sqlalchemy import select
 
+from app import encrypted
 from app.db import Tx
 from app.errors import Gone, Missing
-from app.storage import Storage
 from app.tables import ManifestRecord, MaskRecord, Model, Object, Round, Run, Update, Version
+from app.wiring import Coordinator
 from fedselect.accounting import noise_rule
 from fedselect.audit import canonical_json
 from fedselect.policies import RoundPolicy, RunSettings
 from fedselect.protocol import (
     GROUP,
     SHARD,
-    Download,
+    FileDownload,
     Manifest,
     ManifestDocument,
     ManifestNoise,
@@ -117,8 +118,9 @@ def bare(tx: Tx, round_id: UUID) -> ManifestDocument:
     return ManifestDocument(sha256=record.sha256, manifest=manifest, downloads={})
 
 
-def document(tx: Tx, round_id: UUID, *, storage: Storage, lifetime: float) -> ManifestDocument:
-    """A manifest with signed addresses of all files it names, for whoever wants to recompute.
+def document(tx: Tx, round_id: UUID, *, core: Coordinator) -> ManifestDocument:
+    """A manifest with signed addresses of all files it names, for whoever wants to recompute, and
+    the keys of those that are encrypted.
 
     Raises:
         Gone: some of them were deleted, so the version is no longer recomputable.
@@ -126,16 +128,17 @@ def document(tx: Tx, round_id: UUID, *, storage: Storage, lifetime: float) -> Ma
     record = _record(tx, round_id)
     manifest = Manifest.model_validate(json.loads(record.body))
     _check_there(tx, round_id, manifest)
-    until = tx.now + timedelta(seconds=lifetime)
+    until = tx.now + timedelta(seconds=core.settings.url_lifetime)
     files = {manifest.base_object: manifest.base_sha256}
     for update in manifest.updates:
         files[update.object] = update.sha256
         files[update.mask_object] = update.mask_sha256
     sizes = _sizes(tx, round_id, manifest)
-    downloads: dict[str, Download] = {
-        key: storage.sign_get(key, sha256=sha256, size=sizes[key], until=until)
-        for key, sha256 in files.items()
-    }
+    downloads: dict[str, FileDownload] = {}
+    for key, sha256 in files.items():
+        signed = core.storage.sign_get(key, sha256=sha256, size=sizes[key], until=until)
+        keys = core.ring.file_keys(key) if encrypted.is_one(key) else {}
+        downloads[key] = FileDownload(**dict(signed), file_keys=keys)
     return ManifestDocument(sha256=record.sha256, manifest=manifest, downloads=downloads)
 
 
@@ -160,7 +163,7 @@ def _sizes(tx: Tx, round_id: UUID, manifest: Manifest) -> dict[str, int]:
     sizes[manifest.base_object] = tx.session.scalars(base.where(Round.id == round_id)).one()
     for update in manifest.updates:
         sizes[update.mask_object] = -(-manifest.elements // 8)
-    return sizes
+    return {key: encrypted.stored_size(key, size) for key, size in sizes.items()}
 
 
 def _record(tx: Tx, round_id: UUID) -> ManifestRecord:

@@ -16,7 +16,7 @@ from datetime import datetime, timedelta
 from typing import TypeVar
 from uuid import UUID, uuid4
 
-from sqlalchemy import delete, select, tuple_
+from sqlalchemy import delete, func, or_, select, tuple_
 from sqlalchemy.dialects.postgresql import insert
 
 from app import holds, ledger, objects
@@ -198,24 +198,28 @@ def retire(tx: Tx, version: Version, *, cause: str) -> None:
 
 
 def _retire(tx: Tx, policy: RetentionPolicy, limit: int | None) -> Part:
+    days = Run.settings["disclosure"]["mask_days"].as_float()
+    life = func.make_interval(0, 0, 0, 0, 0, 0, days * 86_400)  # seconds
+    promised = Version.created_at + life <= tx.now
     query = (
-        select(Version)
+        select(Version, days)
+        .join(Round, Round.id == Version.round_id)
+        .join(Run, Run.id == Round.run_id)
         .where(
             Version.recomputable,
-            Version.round_id.is_not(None),
-            Version.created_at <= tx.now - policy.recompute_window,
+            or_(Version.created_at <= tx.now - policy.recompute_window, promised),
         )
         .order_by(Version.created_at)
-        .with_for_update(skip_locked=True)
+        .with_for_update(of=Version, skip_locked=True)
     )
     pinned = holds.pinned_versions(tx)
     released: Part = []
-    for version in tx.session.scalars(query):
-        facts = VersionFacts(version.id, version.number, version.created_at)
+    for version, mask_days in tx.session.execute(query):
+        facts = VersionFacts(version.id, version.number, version.created_at, mask_days)
         if len(released) == limit:
             break
         if not protected(facts, tx.now, policy, pinned):
-            retire(tx, version, cause="window")
+            retire(tx, version, cause="window" if mask_days is None else "mask_days")
             released.append(("recomputability", 0, version.created_at))
     return released
 

@@ -9,10 +9,18 @@ import base64
 import binascii
 from collections.abc import Mapping
 from functools import cached_property
-from typing import Any, Literal
+from pathlib import Path
+from typing import Any, Literal, Self
 from urllib.parse import urlsplit
 
-from pydantic import Field, SecretStr, ValidationError, ValidationInfo, field_validator
+from pydantic import (
+    Field,
+    SecretStr,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from fedselect.errors import FedSelectError
@@ -75,6 +83,20 @@ class AppSettings(DatabaseSettings):
         "fedselect.local/ledger",
         pattern=r"^[^\s+]+$",
         description="The ledger's name, part of its key; never changed once it has entries.",
+    )
+
+    encryption_key: SecretStr | None = Field(
+        None,
+        description="What update files, masks and sums are encrypted with in the store: 32 bytes "
+        "in base64. Unset: they are stored in plain.",
+    )
+    encryption_key_previous: SecretStr | None = Field(
+        None,
+        description="The key before ENCRYPTION_KEY, until `fedselect storage re-encrypt` has run.",
+    )
+    encryption_key_file: Path | None = Field(
+        None,
+        description="Instead of both: a file with one key a line, the current one first.",
     )
 
     clients_per_organisation: int = Field(
@@ -173,6 +195,36 @@ class AppSettings(DatabaseSettings):
             raise ValueError("must look like https://host:port, without name and password")
         return value
 
+    @field_validator(
+        "encryption_key", "encryption_key_previous", "encryption_key_file", mode="before"
+    )
+    @classmethod
+    def _left_empty_is_unset(cls, value: object) -> object:
+        return value or None
+
+    @field_validator("encryption_key", "encryption_key_previous")
+    @classmethod
+    def _encryption_key_has_its_length(cls, value: SecretStr | None) -> SecretStr | None:
+        if value is not None:
+            _key_of(value.get_secret_value())
+        return value
+
+    @field_validator("encryption_key_file")
+    @classmethod
+    def _key_file_holds_keys(cls, value: Path | None) -> Path | None:
+        if value is not None and not _keys_in(value):
+            raise ValueError("the file holds no key")
+        return value
+
+    @model_validator(mode="after")
+    def _keys_come_from_one_place(self) -> Self:
+        given = self.encryption_key or self.encryption_key_previous
+        if given and self.encryption_key_file:
+            raise ValueError("give ENCRYPTION_KEY or ENCRYPTION_KEY_FILE, not both")
+        if self.encryption_key_previous and not self.encryption_key:
+            raise ValueError("ENCRYPTION_KEY_PREVIOUS needs ENCRYPTION_KEY")
+        return self
+
     @field_validator("metrics_token", "metrics_port", mode="before")
     @classmethod
     def _empty_is_unset(cls, value: object) -> object:
@@ -192,12 +244,7 @@ class AppSettings(DatabaseSettings):
     ) -> SecretStr | None:
         if value is None or (not value.get_secret_value() and info.field_name != "ledger_key"):
             return None
-        try:
-            seed = base64.b64decode(value.get_secret_value(), validate=True)
-        except (binascii.Error, ValueError):
-            seed = b""
-        if len(seed) != 32:
-            raise ValueError("it must be 32 bytes in base64: `openssl rand -base64 32`")
+        _key_of(value.get_secret_value())
         return value
 
     @cached_property
@@ -212,6 +259,14 @@ class AppSettings(DatabaseSettings):
         return base64.b64decode(given) if given else None
 
     @cached_property
+    def encryption_keys(self) -> tuple[bytes, ...]:
+        """The keys of stored files, the current one first; none if nothing is encrypted."""
+        if self.encryption_key_file is not None:
+            return _keys_in(self.encryption_key_file)
+        given = (self.encryption_key, self.encryption_key_previous)
+        return tuple(_key_of(each.get_secret_value()) for each in given if each)
+
+    @cached_property
     def pepper(self) -> bytes:
         """The secret that key digests are made with."""
         return self.key_pepper.get_secret_value().encode()
@@ -220,6 +275,24 @@ class AppSettings(DatabaseSettings):
     def public_s3_endpoint(self) -> str:
         """Where clients find the object store."""
         return self.s3_public_endpoint or self.s3_endpoint
+
+
+def _key_of(text: str) -> bytes:
+    try:
+        key = base64.b64decode(text, validate=True)
+    except (binascii.Error, ValueError):
+        key = b""
+    if len(key) != 32:
+        raise ValueError("it must be 32 bytes in base64: `openssl rand -base64 32`")
+    return key
+
+
+def _keys_in(path: Path) -> tuple[bytes, ...]:
+    try:
+        lines = path.read_text().split()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ValueError(f"it cannot be read ({type(error).__name__})") from error
+    return tuple(map(_key_of, lines))
 
 
 def _is_address(value: str, *, path: bool) -> bool:

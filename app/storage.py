@@ -23,6 +23,7 @@ from minio.error import MinioException, S3Error
 from app.errors import Missing, Unavailable
 from app.settings import AppSettings
 from app.signing import Signer, pinned
+from fedselect.encryption import Encryptor
 from fedselect.protocol import MULTIPART_FROM, Download
 
 CHUNK = 1024 * 1024
@@ -115,6 +116,11 @@ class Storage(Protocol):
     def sign_get(self, key: str, *, sha256: str, size: int, until: datetime) -> Download:
         """A signed GET address."""
 
+    def encryptor(self, key: str) -> Encryptor | None:
+        """What makes the stored bytes of an object, if they are not the plain ones; who writes in
+        parts writes what it gives.
+        """
+
     def ping(self) -> None:
         """Raises Unavailable unless the bucket answers."""
 
@@ -149,6 +155,15 @@ class S3Storage:
                 maxsize=32,
             ),
         )
+
+    @property
+    def stored(self) -> S3Storage:
+        """The store as it is, whatever encrypts on the way to it (``app.encrypted``)."""
+        return self
+
+    def encryptor(self, key: str) -> Encryptor | None:  # noqa: ARG002
+        """Nothing: what is written here is stored as it is."""
+        return None
 
     def prepare(self) -> None:
         """Create the bucket if it is not there."""

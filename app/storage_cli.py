@@ -1,4 +1,5 @@
-"""The commands ``fedselect storage``: what the configured object store enforces.
+"""The commands ``fedselect storage``: what the configured object store enforces, and whose key its
+objects are encrypted with.
 
 Owns what they print. Must not contain checks (`app/probe_checks.py`).
 """
@@ -15,17 +16,12 @@ import typer
 from rich.console import Console
 from rich.table import Column, Table
 
-from app import settings
+from app import encrypted, retention, settings, upkeep_cli
 from app.probe import Report, probe
 from app.settings import AppSettings
 
 app = typer.Typer(no_args_is_help=True, help="The object store behind the coordinator.")
 out = Console()
-
-
-@app.callback()
-def _group() -> None:
-    """Keeps ``probe`` a command of its own while it is the only one."""
 
 
 @app.command("probe")
@@ -48,6 +44,24 @@ def probe_store(
         out.print(f"{report.summary} ({report.endpoint}, {report.seconds:.1f} s)")
     if strict:
         report.insist()
+
+
+@app.command("re-encrypt")
+def re_encrypt(
+    root: upkeep_cli.Root = upkeep_cli.DEFAULT_ROOT,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON for programs.")] = False,
+) -> None:
+    """Write what ENCRYPTION_KEY_PREVIOUS encrypted anew with ENCRYPTION_KEY; repeat it at will.
+
+    The service goes on working. When it is done the previous key opens nothing in the store, and
+    what it opened elsewhere, in copies and backups, goes with it if it is destroyed.
+    """
+    with upkeep_cli.deployment(root) as core, retention.alone(core):
+        count = encrypted.re_encrypt(core.storage, core.ring)
+    if as_json:
+        typer.echo(json.dumps({"objects": count, "keys": core.ring.ids}))
+        return
+    out.print(f"{count:,} objects are written anew; all are encrypted with {core.ring.ids[0]}")
 
 
 def _settings(root: Path) -> AppSettings:

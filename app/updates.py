@@ -256,8 +256,22 @@ def _add_mask(tx: Tx, assignment: Assignment, found: Verified, mask_key: str) ->
     return mask.id
 
 
+def accepted_key(core: Coordinator, upload: Upload) -> str:
+    """Where a verified file is kept. A model's weights stay in plain: agents fetch this object."""
+    key = f"accepted/{upload.project_id}/{upload.sha256}"
+    return key if upload.assignment_id is None else core.ring.named(key)
+
+
+def mask_key(core: Coordinator, assignment: Assignment, digest: str) -> str:
+    """Where the mask of a client is kept. Encrypted, its name is not its digest: there are few
+    masks of whole rows, so that whoever lists the store could find out which one it is.
+    """
+    name = core.ring.blinded(f"mask of {assignment.client_id}: {digest}") or digest
+    return core.ring.named(f"masks/{assignment.project_id}/{name}")
+
+
 def quarantine_key(upload: Upload) -> str:
-    """Where a refused file is kept for a while."""
+    """Where a refused file is kept for a while; ``KeyRing.named`` says how it is called there."""
     return f"quarantine/{upload.project_id}/{upload.id}"
 
 

@@ -119,9 +119,8 @@ def back_up(folder: Folder, root: Root = DEFAULT_ROOT, as_json: AsJson = False) 
         typer.echo(json.dumps({**facts, "folder": str(folder)}))
         return
     out.print(f"{len(found.files):,} files, {found.size:,} bytes, schema {found.schema}: {folder}")
-    out.print(
-        "Keep the settings (KEY_PEPPER, LEDGER_KEY, NOISE_KEY) elsewhere: they are not in it."
-    )
+    keys = "KEY_PEPPER, LEDGER_KEY, NOISE_KEY and ENCRYPTION_KEY"
+    out.print(f"Keep the settings ({keys}) elsewhere: they are not in it.")
 
 
 def restore(

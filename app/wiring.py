@@ -11,6 +11,7 @@ from datetime import UTC, datetime
 
 from app import failpoints, metrics
 from app.db import Clock, Database
+from app.encrypted import KeyRing, encrypted
 from app.heads import StoredHeads
 from app.jobs import Doorbell
 from app.ledger import Sealer
@@ -27,6 +28,7 @@ class Coordinator:
     settings: AppSettings
     db: Database
     storage: S3Storage
+    ring: KeyRing
     sealer: Sealer
     heads: StoredHeads
     bell: Doorbell
@@ -65,7 +67,9 @@ def build(settings: AppSettings | None = None, *, clock: Clock = now) -> Coordin
         patience=settings.idle_transaction,
     )
     sealer = Sealer(settings.ledger_seed, settings.ledger_origin)
+    ring = KeyRing(settings.encryption_keys)
     storage = metrics.observed(failpoints.bracket(S3Storage(settings), "store"))
+    storage = encrypted(storage, ring)
     heads = StoredHeads(storage, settings.ledger_origin)
     rate = Rate(settings.calls_per_second, settings.calls_burst)
     callers = Callers(
@@ -74,4 +78,4 @@ def build(settings: AppSettings | None = None, *, clock: Clock = now) -> Coordin
     issuer = None
     if settings.oidc_issuer is not None:
         issuer = Issuer(settings.oidc_issuer, settings.oidc_audience)
-    return Coordinator(settings, db, storage, sealer, heads, bell, callers, issuer)
+    return Coordinator(settings, db, storage, ring, sealer, heads, bell, callers, issuer)

@@ -22,6 +22,7 @@ import psutil
 import psycopg
 
 from app.cli import admin_key_file, prepare
+from app.encrypted import KeyRing, encrypted
 from app.localprocess import until
 from app.localservice import MARK as SERVICE
 from app.localstack import LocalStack
@@ -172,7 +173,8 @@ def _measured(folder: Path, model: Sent, *, clients: int, rounds: int) -> Taken:
 
 def _reading(environment: Mapping[str, str], key: str) -> float:
     """Processor time in ms of a worker that reads an object; the store's own comes on top."""
-    storage = S3Storage(read(environment))
+    settings = read(environment)
+    storage = encrypted(S3Storage(settings), KeyRing(settings.encryption_keys))
     took = []
     for _ in range(5):
         begin = time.process_time()

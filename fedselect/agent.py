@@ -362,7 +362,7 @@ class Agent:
             "divergence": self._versions.divergence(arm, state, base),
             "labels": self._explainer.labels() if self._explainer is not None else None,
         }
-        self._client.evaluate(work.id, _report(report).withholding(settings.report.min_examples))
+        self._client.evaluate(work.id, _report(report).disclosed(settings))
         return Step(StepOutcome.EVALUATED, wait)
 
     def _scores(
@@ -381,7 +381,7 @@ class Agent:
             raise TrainingError("nothing of this run's model is this client's own")
         found = self._explainer.ablate(state, base, settings=work.run.settings)
         arm.tally()
-        self._client.ablate(work.id, found.withholding(work.run.settings.report.min_examples))
+        self._client.ablate(work.id, found.disclosed(work.run.settings))
         return Step(StepOutcome.ABLATED, wait)
 
     def _decline(self, work: Assignment, reason: str, *, wait: float) -> Step:
@@ -403,7 +403,7 @@ def _described(
         assignment=str(work.id),
         base_version=work.base.sha256,
         mask_version=version,
-        examples=done.examples,
+        examples=work.run.settings.disclosure.count(done.examples),
         encoding=work.run.settings.wire.encoding,
     )
     delivery = Delivery(

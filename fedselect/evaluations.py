@@ -18,6 +18,8 @@ from pydantic import (
     model_validator,
 )
 
+from fedselect.disclosure import Disclosure
+from fedselect.policies import RunSettings
 from fedselect.protocol import Answer, Request
 from fedselect.scalars import Count, Flag, Real
 
@@ -43,6 +45,30 @@ class ScoreReport(Request):
         if self.both is not None and self.both > self.correct:
             raise ValueError(f"both: {self.both} of {self.correct} correct examples")
         return self
+
+    def rounded(self, rule: Disclosure) -> ScoreReport:
+        """These numbers as they may be told; ``both`` is then for :func:`beside`."""
+        if not rule.rounds:
+            return self
+        total = rule.count(self.total)
+
+        def share(count: int) -> int:
+            return round(rule.number(count / self.total, 1) * total)
+
+        return ScoreReport(
+            correct=share(self.correct),
+            total=total,
+            loss=rule.number(self.loss),
+            both=None if self.both is None else min(share(self.both), share(self.correct)),
+        )
+
+    def beside(self, whole: ScoreReport | None) -> ScoreReport:
+        """These numbers with ``both`` as rounded counts of ``whole``, beside them, allow."""
+        if self.both is None or whole is None:
+            return self
+        least = self.correct + whole.correct - self.total
+        both = min(self.correct, whole.correct, max(self.both, least))
+        return self.model_copy(update={"both": both})
 
 
 class EvaluationReport(Request):
@@ -105,6 +131,23 @@ class EvaluationReport(Request):
         kept = {name: s for name, s in self.scores.items() if s.total >= least}
         labels = self.labels and {n: count for n, count in self.labels.items() if count >= least}
         return self.model_copy(update={"scores": kept, "labels": labels})
+
+    def disclosed(self, settings: RunSettings) -> EvaluationReport:
+        """What of this report leaves a site, and is kept: nothing of too few, all else rounded as
+        the run says.
+        """
+        rule, kept = settings.disclosure, self.withholding(settings.report.min_examples)
+        if not rule.rounds:
+            return kept
+        scores = {name: score.rounded(rule) for name, score in kept.scores.items()}
+        post = scores.get("post")
+        changes = {
+            "scores": {name: score.beside(post) for name, score in scores.items()},
+            "personal_share": rule.number(kept.personal_share, 1),
+            "divergence": None if kept.divergence is None else rule.number(kept.divergence, 2),
+            "labels": kept.labels and {n: rule.count(c) for n, c in kept.labels.items()},
+        }
+        return kept.model_copy(update=changes)
 
 
 class Evaluation(Answer):

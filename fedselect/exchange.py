@@ -19,6 +19,7 @@ from uuid import uuid4
 
 from pydantic import BaseModel, TypeAdapter, ValidationError
 
+from fedselect.encryption import DecryptionError
 from fedselect.errors import ServiceError
 from fedselect.protocol import Download, Problem
 
@@ -200,7 +201,7 @@ def _change(method: str, path: str, answer: type[T], retries: Retries, body: Bas
 
 
 def fetch(download: Download, *, retries: Retries) -> Flow[bytes]:
-    """Get a file and check its length and digest.
+    """Get a file, decrypted if it is an encrypted one, and check its length and digest.
 
     Raises:
         ServiceError: code ``download_mismatch`` if it is not the file that was promised.
@@ -215,14 +216,19 @@ def fetch(download: Download, *, retries: Retries) -> Flow[bytes]:
             code=DOWNLOAD_MISMATCH,
             status=reply.status,
         )
-    digest = hashlib.sha256(reply.body).hexdigest()
+    try:
+        data = download.opened(reply.body)
+    except DecryptionError as error:
+        text = f"{ask.what}: {error}"
+        raise ServiceError(text, code=DOWNLOAD_MISMATCH, status=reply.status) from error
+    digest = hashlib.sha256(data).hexdigest()
     if digest != download.sha256:
         raise ServiceError(
             f"{ask.what}: SHA-256 is {digest[:12]}…, {download.sha256[:12]}… was promised",
             code=DOWNLOAD_MISMATCH,
             status=reply.status,
         )
-    return reply.body
+    return data
 
 
 # --- answers -----------------------------------------------------------------------------------

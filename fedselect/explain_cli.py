@@ -17,7 +17,7 @@ from fedselect import agent_cli, explainpage
 from fedselect.errors import FedSelectError
 from fedselect.explaindocs import Explanation
 from fedselect.explaining import Ablated, Known, Subject, explain
-from fedselect.policies import Policy, Reporting, RunSettings
+from fedselect.policies import Disclosure, Policy, Reporting, RunSettings
 from fedselect.serving import Kept, load_kept
 from fedselect.tasks import load_task, task_arguments
 from fedselect.wire import decode_version
@@ -72,8 +72,9 @@ def _explained(kept: Kept, shared: bytes, task: str, arguments: list[str]) -> Ex
     learner = TorchLearner(load_task(task, **task_arguments(arguments)))
     base = decode_version(shared, space_digest=learner.space.digest, dim=learner.space.dim)
     run = kept.run.settings if kept.run else RunSettings(policy=Policy(name="unknown"))
-    # At its own site nothing is withheld.
-    settings = run.model_copy(update={"report": Reporting(min_examples=1)})
+    # At its own site nothing is withheld or rounded.
+    told = {"report": Reporting(min_examples=1), "disclosure": Disclosure()}
+    settings = run.model_copy(update=told)
     report = TorchExplainer(learner).ablate(kept.state, base, settings=settings)
     now = datetime.now(UTC)
     name = kept.run.name if kept.run else None

@@ -15,7 +15,7 @@ from pydantic import Field, StringConstraints, model_validator
 
 from fedselect.evaluations import ScoreReport
 from fedselect.lifecycle import AssignmentState
-from fedselect.policies import Reporting
+from fedselect.policies import Reporting, RunSettings
 from fedselect.protocol import Answer, Name, Request
 from fedselect.reportdoc import Accuracy, Interval, MaskReading, Sign
 from fedselect.scalars import Real, Whole
@@ -92,6 +92,20 @@ class AblationReport(Request):
         tensors = [tensor.model_copy(update={"score": None}) for tensor in self.tensors]
         changes = {"whole": None, "without": None, "tensors": tensors}
         return self.model_copy(update=changes)
+
+    def disclosed(self, settings: RunSettings) -> AblationReport:
+        """What of this report leaves a site, and is kept: see ``EvaluationReport.disclosed``."""
+        rule, kept = settings.disclosure, self.withholding(settings.report.min_examples)
+        if not rule.rounds or kept.whole is None:
+            return kept
+        whole = kept.whole.rounded(rule)
+
+        def told(score: ScoreReport | None) -> ScoreReport | None:
+            return score and score.rounded(rule).beside(whole)
+
+        tensors = [t.model_copy(update={"score": told(t.score)}) for t in kept.tensors]
+        changes = {"whole": whole, "without": told(kept.without), "tensors": tensors}
+        return kept.model_copy(update=changes)
 
 
 def _check_beside(score: ScoreReport, whole: ScoreReport | None) -> None:

@@ -96,7 +96,9 @@ def explain(
         reading=known.reading,
         summary=[],
     )
-    return bare.model_copy(update={"summary": list(_summary(bare))})
+    told = settings.disclosure
+    summary = [*_summary(bare), *([told.words()] if told.rounds else [])]
+    return bare.model_copy(update={"summary": summary})
 
 
 def _measurement(found: Ablated | None, least: int) -> Measurement | None:

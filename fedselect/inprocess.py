@@ -201,7 +201,7 @@ class Client:
             assignment=f"{self.name}/{number}",
             base_version=coordinator.versions[-1],
             mask_version=self._mask_version + (result.mask != self._known),
-            examples=result.examples,
+            examples=settings.disclosure.count(result.examples),
             encoding=settings.wire.encoding,
         )
 

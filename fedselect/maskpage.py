@@ -32,12 +32,15 @@ def personalized(report: RunReport) -> Iterable[str]:
     yield from _layers_over_time(report)
     yield from _agreement(report)
     yield from _rerun(report)
+    if not masks.single_clients:
+        yield note("Masks of single clients are shown to keys with the scope mask:read alone.")
     reading = masks.reading
     yield note(
         f"From {reading.read} of {reading.wanted} stored masks "
         f"({megabytes(reading.read_bytes)} MB; {reading.missing} deleted since, "
         f"{reading.left_out} beyond the limit of {megabytes(reading.limit_bytes)} MB) of "
-        f"{len(masks.clients)} of {masks.clients_known} clients, "
+        + (f"{len(masks.clients)} of " if masks.single_clients else "")
+        + f"{masks.clients_known} clients, "
         + ("every round." if masks.every == 1 else f"one round in {masks.every}.")
     )
 
@@ -65,26 +68,27 @@ def _tensors(report: RunReport) -> Iterable[str]:
     if not masks.tensors:
         return
     n = len(masks.tensors[0].clients_percent)
-    yield heading(f"Personal share of each tensor, last masks of {n} clients", 3)
-    rows = {tensor.name: tensor.clients_percent for tensor in masks.tensors}
+    of = f"{n} clients" if masks.single_clients else "the clients"
+    yield heading(f"Personal share of each tensor, last masks of {of}", 3)
+    rows = {each.name: each.clients_percent or [each.mean_percent] for each in masks.tensors}
     unit = "personal, % (bar: mean, line: lowest to highest client)"
     yield plots.spans("Personal share of each tensor", rows, unit=unit)
     heads = ("tensor", "role", "elements (n)", "mean", "lowest", "highest")
     lines = [_tensor_row(tensor) for tensor in masks.tensors]
-    yield table(f"Personal share in %, over {n} clients.", heads, lines)
+    yield table(f"Personal share in %, over {of}.", heads, lines)
     if masks.tensors_left_out:
         yield note(f"{masks.tensors_left_out} smaller tensors are left out.")
 
 
 def _tensor_row(tensor: TensorReport) -> Sequence[object]:
     every = tensor.clients_percent
-    shares = (tensor.mean_percent, min(every), max(every))
-    cells = [f"{share:.1f}" for share in shares]
+    ends = [f"{min(every):.1f}", f"{max(every):.1f}"] if every else ["–", "–"]
+    cells = [f"{tensor.mean_percent:.1f}", *ends]
     return [tensor.name, tensor.role, f"{tensor.elements:,}", *cells]
 
 
 def _agreement(report: RunReport) -> Iterable[str]:
-    overlap = report.masks.overlap
+    masks, overlap = report.masks, report.masks.overlap
     if overlap is None:
         least = report.suppression.min_clients
         yield note(f"Masks are compared, and tensors shown, from {least} clients on.")
@@ -95,11 +99,14 @@ def _agreement(report: RunReport) -> Iterable[str]:
             "The policy has chosen no element: apart from what roles decide, all is shared."
         )
         return
+    of = f"{len(overlap.clients)} clients" if masks.single_clients else "clients"
     yield paragraph(
         f"Two clients agree on {100 * overlap.mean:.1f} % of what either chose, in the mean over "
-        f"all pairs of {len(overlap.clients)} clients; choosing as many of each tensor blindly "
-        f"would give {100 * overlap.by_chance:.1f} %."
+        f"all pairs of {of}; choosing as many of each tensor blindly would give "
+        f"{100 * overlap.by_chance:.1f} %."
     )
+    if not masks.single_clients:
+        return
     yield plots.matrix("Agreement of the clients' masks, in %", overlap.clients, overlap.jaccard)
     yield note("Columns stand in the order of the rows. The darker, the more two clients agree.")
     if overlap.tree:
@@ -143,11 +150,14 @@ def _rerun(report: RunReport) -> Iterable[str]:
         yield paragraph(f"Not said: it takes {least} clients with a mask in both runs.")
         return
     known = [each for each in rerun.clients if each.again_percent is not None]
+    of = f"{len(known)} clients" if report.masks.single_clients else "the clients"
     yield paragraph(
         f"Of what was chosen here, run {rerun.name} with seed {rerun.seed} chose "
-        f"{rerun.mean_again_percent:.1f} % again, in the mean over {len(known)} clients; choosing "
+        f"{rerun.mean_again_percent:.1f} % again, in the mean over {of}; choosing "
         f"as many of each tensor blindly would give {rerun.mean_chance_percent:.1f} %."
     )
+    if not known:
+        return
     rows = [(c.name, f"{c.again_percent:.1f}", f"{c.chance_percent:.1f}") for c in known]
     heads = ("client", "chosen again, %", "by chance, %")
     yield table(f"Last masks of both runs, {len(known)} clients.", heads, rows)

@@ -14,6 +14,7 @@ from typing import Any, Literal, Self
 from pydantic import Field, model_validator
 
 from fedselect.deltas import Encoding
+from fedselect.disclosure import Disclosure
 from fedselect.errors import SettingsError
 from fedselect.policy import Policy, Settings, later
 from fedselect.privacy import Dp, Privacy, Secure, contradiction
@@ -26,6 +27,7 @@ __all__ = [
     "PARALLEL_BELOW",
     "PRESETS",
     "Arms",
+    "Disclosure",
     "Dp",
     "Limits",
     "Policy",
@@ -211,6 +213,7 @@ class RunSettings(Settings):
     report: Reporting = Reporting()
     arms: Arms | None = later(None)
     privacy: Privacy = later(Privacy())
+    disclosure: Disclosure = later(Disclosure())
 
     @model_validator(mode="after")
     def _policy_is_the_first_arms(self) -> Self:
@@ -219,6 +222,16 @@ class RunSettings(Settings):
             if self.policy not in (Policy(), first):
                 raise ValueError("give policy or arms, not both")
             self.__dict__["policy"] = first  # it is frozen for everybody else
+        return self
+
+    @model_validator(mode="after")
+    def _rounded_counts_are_enough(self) -> Self:
+        step, least = self.disclosure.round_counts, self.report.min_examples
+        if least % step:
+            raise ValueError(
+                f"disclosure.round_counts {step} does not divide report.min_examples {least}: what "
+                "is just enough to be told would be rounded to too few"
+            )
         return self
 
     @model_validator(mode="after")

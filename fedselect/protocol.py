@@ -19,6 +19,7 @@ from pydantic import (
     model_serializer,
 )
 
+from fedselect import encryption
 from fedselect.deltas import Encoding
 from fedselect.lifecycle import AssignmentState, RoundState, RunState
 from fedselect.masks import BLOCK
@@ -153,6 +154,33 @@ class Download(Answer):
     sha256: str
     size: int
     expires_at: datetime
+
+    def opened(self, data: bytes) -> bytes:
+        """The file's own bytes, of those that were fetched."""
+        return data
+
+
+class FileDownload(Download):
+    """The same of a file that may be encrypted in the store (``fedselect-encrypted/1``)."""
+
+    file_keys: dict[str, str] = Field(
+        {},
+        repr=False,
+        description="What opens this file and no other: file keys (hex) by the id of the key above "
+        "them; none: it is not encrypted. `size` is of what is fetched, `sha256` of what comes "
+        "out.",
+    )
+
+    def opened(self, data: bytes) -> bytes:
+        """The file's own bytes, of those that were fetched.
+
+        Raises:
+            DecryptionError: these are not what was stored.
+        """
+        if not self.file_keys:
+            return data
+        keys = {name: bytes.fromhex(key) for name, key in self.file_keys.items()}
+        return encryption.decrypt(data, keys)
 
 
 # --- files in parts ----------------------------------------------------------------------------
@@ -363,7 +391,7 @@ class ManifestDocument(Answer):
 
     sha256: str
     manifest: Manifest
-    downloads: dict[str, Download]
+    downloads: dict[str, FileDownload]
 
 
 class JobInfo(Answer):

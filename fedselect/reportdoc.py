@@ -8,7 +8,7 @@ the same name of the format, never changed. Must not compute anything.
 from __future__ import annotations
 
 from datetime import datetime
-from typing import Literal
+from typing import Any, Literal
 from uuid import UUID
 
 from pydantic import Field
@@ -267,7 +267,25 @@ class MaskReport(Answer):
     overlap: Overlap | None = Field(description="null: fewer clients than may be compared.")
     rounds: list[int] = Field([], description="Of `tensors.rounds_percent`.")
     rerun: Rerun | None = Field(None, description="null: none was named.")
+    single_clients: bool = Field(
+        True,
+        description="false: what follows from one client's mask is left out, as who asked has not "
+        "the scope `mask:read`: `clients`, the lists by client, the matrix and the tree.",
+    )
     reading: MaskReading
+
+    def without_single_clients(self) -> MaskReport:
+        """The same without what follows from the mask of one client."""
+        tensors = [each.model_copy(update={"clients_percent": []}) for each in self.tensors]
+        bare: dict[str, list[Any]] = {"clients": [], "jaccard": [], "tree": []}
+        changes = {
+            "clients": [],
+            "tensors": tensors,
+            "overlap": self.overlap and self.overlap.model_copy(update=bare),
+            "rerun": self.rerun and self.rerun.model_copy(update={"clients": []}),
+            "single_clients": False,
+        }
+        return self.model_copy(update=changes)
 
 
 class Fact(Answer):

@@ -15,6 +15,7 @@ from typing import get_args
 from uuid import UUID
 
 from fedselect import effects
+from fedselect.disclosure import Disclosure
 from fedselect.evaluations import EvaluationReport, ScoreReport
 from fedselect.heterogeneity import unlike as unlike_labels
 from fedselect.masks import Mask
@@ -163,6 +164,7 @@ def assemble(
     clients = _with_label_distances(bare, ordered, rule)
     found = _populations(clients, rule, seed=settings.seed)
     cost = _cost(clients, measured.work)
+    facts = _facts(run, clients, found, cost, stored)
     return RunReport(
         made_at=made_at,
         run=run,
@@ -175,7 +177,7 @@ def assemble(
         fedavg_run=measured.fedavg,
         cost=cost,
         masks=_masks(measured, rule),
-        facts=list(_facts(run, clients, found, cost, stored)),
+        facts=[*facts, *_rounding(settings.disclosure, clients)],
     )
 
 
@@ -386,6 +388,11 @@ def _facts(
     yield _fact("rejected", text, share.percent, "percent", share.of)
     text = f"{cost.unpublished_rounds} rounds ended without a version."
     yield _fact("unpublished", text, cost.unpublished_rounds, "rounds", run.published)
+
+
+def _rounding(rule: Disclosure, clients: Sequence[ClientReport]) -> Iterator[Fact]:
+    if rule.rounds:
+        yield _fact("rounded", rule.words(), rule.round_scores, "step", len(clients))
 
 
 def _effect_facts(baseline: str, words: str, found: Population) -> Iterator[Fact]:

@@ -42,6 +42,7 @@ class VersionFacts:
     id: UUID
     number: int
     published_at: datetime
+    mask_days: float | None = None  # ``Disclosure.mask_days`` of its run
 
 
 def protected(
@@ -50,11 +51,14 @@ def protected(
     """Whether a version must stay recomputable, with every file that its manifest names.
 
     ``pinned`` are the versions that somebody points at: the newest of each arm, and what channels
-    name. Number 0, from which a run starts, is never released.
+    name. Number 0, from which a run starts, is never released. Where the run has promised its sites
+    that masks go after some days, they do.
     """
-    if version.number == 0 or version.id in pinned:
+    if version.number == 0:
         return True
-    return now - version.published_at < policy.recompute_window
+    if version.mask_days is not None and now - version.published_at >= timedelta(version.mask_days):
+        return False
+    return version.id in pinned or now - version.published_at < policy.recompute_window
 
 
 def expired(since: datetime, now: datetime, age: timedelta | None) -> bool:

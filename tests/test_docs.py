@@ -93,3 +93,19 @@ def test_the_description_of_the_interface_is_the_one_that_is_served():
     found = breaking(plain(kept()), plain(generated()))
     assert not found, "this breaks clients (docs/INTEGRATORS.md); if it is meant: BREAKING=1"
     assert PAGE.read_text() == text(generated()), "additions only; renew it: make openapi"
+
+
+POINTER = re.compile(r"`(?:(tests/[\w/]+\.py))?::(\w+)`")
+
+
+def test_every_claim_about_privacy_points_to_a_test_that_exists():
+    text = (DOCS / "PRIVACY.md").read_text()
+    section = text.partition("## Promises")[2].partition("\n## ")[0]
+    claims = [line for line in section.splitlines() if line.startswith("| ")][1:]
+    assert len(claims) > 15
+    assert not [claim for claim in claims if not POINTER.search(claim)]
+    file = ""
+    for named, test in POINTER.findall(text):
+        file = named or file  # `::name` is in the file that was named last
+        assert (ROOT / file).is_file(), file
+        assert f"def {test}(" in (ROOT / file).read_text(), (file, test)

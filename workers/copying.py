@@ -19,12 +19,13 @@ from fedselect.protocol import MULTIPART_FROM, part_sizes
 
 class Copy:
     """One file of ``size`` bytes for the object ``key``; leaving the context forgets it if it was
-    not kept by then.
+    not kept by then. A large one that is stored encrypted is so before its first part goes out.
     """
 
     def __init__(self, storage: Storage, key: str, size: int) -> None:
         self._storage, self._key = storage, key
         self._part = part_sizes(size)[0] if size >= MULTIPART_FROM else None
+        self._encryptor = None if self._part is None else storage.encryptor(key)
         self._upload_id: str | None = None
         self._etags: list[str] = []
         self._waiting = bytearray()
@@ -51,7 +52,7 @@ class Copy:
         Raises:
             Unavailable: the store does not answer.
         """
-        self._waiting += data
+        self._waiting += data if self._encryptor is None else self._encryptor.update(data)
         while self._part is not None and len(self._waiting) >= self._part:
             self._put_part(self._part)
 
@@ -64,6 +65,8 @@ class Copy:
         if self._part is None:
             self._storage.put(self._key, io.BytesIO(self._waiting), len(self._waiting))
             return
+        if self._encryptor is not None:
+            self._waiting += self._encryptor.finish()
         if self._waiting:
             self._put_part(len(self._waiting))
         self._arrive()

@@ -42,7 +42,7 @@ def fold(core: Coordinator, lease: Lease, progress: Progress) -> None:
     span = (start, min(start + plan.shard, plan.elements))
     accumulator = begun(core.storage, plan.known, plan.updates, span, progress)
     data = pack(accumulator.sums, most=GROUP * plan.groups)
-    key = f"partials/{lease.subject_id}/{lease.part}-{plan.groups}-{lease.epoch}"
+    key = core.ring.named(f"partials/{lease.subject_id}/{lease.part}-{plan.groups}-{lease.epoch}")
     try:
         core.storage.put(key, io.BytesIO(data), len(data))
         with core.db.transaction(ACTOR, "fold.done") as tx:

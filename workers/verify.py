@@ -56,7 +56,7 @@ def verify(core: Coordinator, lease: Lease, progress: Progress) -> None:
     """
     order = _load(core, lease)
     upload = order.upload
-    with Copy(core.storage, _key(upload), upload.size) as copy:
+    with Copy(core.storage, updates.accepted_key(core, upload), upload.size) as copy:
         try:
             assemble(core.storage, upload)
             verdict = _judge(core.storage, order, copy, progress)
@@ -75,7 +75,8 @@ def _load(core: Coordinator, lease: Lease) -> Order:
     with core.db.transaction(ACTOR, "verify.load") as tx:
         row = tx.session.execute(_wanted(), {"upload": lease.subject_id}).one()
         upload, model, assignment, run, arm, current, version, mask = row
-        objects.claim(tx, _key(upload), project=upload.project_id, size=upload.size)
+        key = updates.accepted_key(core, upload)
+        objects.claim(tx, key, project=upload.project_id, size=upload.size)
     space = ParameterSpace.from_json(model.space)
     if assignment is None:
         return Order(upload, space)
@@ -159,14 +160,14 @@ def _plan(storage: Storage, order: Order) -> wire.UpdatePlan:
 
 
 def _accept(core: Coordinator, lease: Lease, order: Order, verdict: Verdict) -> None:
-    key = _key(order.upload)
+    key = updates.accepted_key(core, order.upload)
     if order.assignment is None:
         with core.db.transaction(ACTOR, "verify.accept_weights") as tx:
             updates.accept_weights(tx, lease, object_key=key)
         return
     if verdict.mask:
         mask = Mask.from_bytes(order.space.dim, verdict.mask)
-        mask_key = _keep_mask(core, order.upload, mask)
+        mask_key = _keep_mask(core, order.assignment, mask)
         found = updates.Verified(key, mask_key, mask.digest, mask.personal, verdict.examples)
     elif order.mask is not None:
         known = order.mask
@@ -178,29 +179,30 @@ def _accept(core: Coordinator, lease: Lease, order: Order, verdict: Verdict) -> 
 
 
 def _refuse(core: Coordinator, lease: Lease, copy: Copy, upload: Upload, error: WireError) -> None:
-    held = _set_aside(core.storage, copy, upload)
+    held = _set_aside(core, copy, upload)
     with core.db.transaction(ACTOR, "verify.reject") as tx:
         refused = updates.reject(tx, lease, reason=error.code, detail=str(error))
         if refused:
             _note(tx, upload, held)
     if held and not refused:  # its client may have been erased meanwhile
-        core.storage.delete([updates.quarantine_key(upload)])
+        core.storage.delete([core.ring.named(updates.quarantine_key(upload))])
 
 
 def _after_death(core: Coordinator, lease: Lease, copy: Copy, upload: Upload) -> None:
     """The last attempt rejects the update (``workers.running``): keep what killed the judge."""
     if lease.attempt >= core.settings.job_attempts:
-        held = _set_aside(core.storage, copy, upload)
+        held = _set_aside(core, copy, upload)
         with core.db.transaction(ACTOR, "verify.note") as tx:
             jobs.renew(tx, lease, seconds=core.settings.lease)  # a zombie announces nothing
             _note(tx, upload, held)
 
 
-def _set_aside(storage: Storage, copy: Copy, upload: Upload) -> bytes | None:
+def _set_aside(core: Coordinator, copy: Copy, upload: Upload) -> bytes | None:
     """Keep what was read of a refused file in ``quarantine/``; a large one is not kept."""
     held = copy.held
     if held:
-        storage.put(updates.quarantine_key(upload), io.BytesIO(held), len(held))
+        key = core.ring.named(updates.quarantine_key(upload))
+        core.storage.put(key, io.BytesIO(held), len(held))
     return held
 
 
@@ -211,13 +213,9 @@ def _note(tx: Tx, upload: Upload, held: bytes | None) -> None:
         ledger.append(tx, "upload.quarantined", subject, project=upload.project_id, body=body)
 
 
-def _key(upload: Upload) -> str:
-    return f"accepted/{upload.project_id}/{upload.sha256}"
-
-
-def _keep_mask(core: Coordinator, upload: Upload, mask: Mask) -> str:
-    key = f"masks/{upload.project_id}/{mask.digest}"
+def _keep_mask(core: Coordinator, assignment: Assignment, mask: Mask) -> str:
+    key = updates.mask_key(core, assignment, mask.digest)
     with core.db.transaction(ACTOR, "verify.claim_mask") as tx:
-        objects.claim(tx, key, project=upload.project_id, size=mask.packed.size)
+        objects.claim(tx, key, project=assignment.project_id, size=mask.packed.size)
     core.storage.put(key, io.BytesIO(mask.to_bytes()), mask.packed.size)
     return key

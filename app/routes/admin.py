@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Literal
 from uuid import UUID
 
@@ -334,16 +335,16 @@ def cancel_round(round_id: UUID, call: Call = WRITE) -> RoundInfo:
 def get_manifest(
     round_id: UUID, files: bool = True, call: Call = require(Scope.AUDIT_READ)
 ) -> ManifestDocument:
-    """The frozen manifest, its digest, and signed addresses of all files it names, if wanted."""
+    """The frozen manifest, its digest, and signed addresses of all files it names, if wanted: these
+    are updates and masks of single clients, and need the scope `mask:read`.
+    """
 
     def work(tx: Tx) -> ManifestDocument:
+        if files:
+            call.who.require(Scope.MASK_READ)
         runs.get_round(tx, call.who, round_id)
-        if not files:
-            return manifests.bare(tx, round_id)
-        core = call.core
-        return manifests.document(
-            tx, round_id, storage=core.storage, lifetime=core.settings.url_lifetime
-        )
+        document = partial(manifests.document, core=call.core) if files else manifests.bare
+        return document(tx, round_id)
 
     return call.run(work)
 

@@ -89,6 +89,8 @@ def get_run_report(
     others = runreports.Others(fedavg, rerun)
     found = call.run(lambda tx: runreports.find(tx, call.who, run_id, arm=arm, others=others))
     report = runreports.report(call.core, found)
+    if Scope.MASK_READ not in call.who.scopes:
+        report = report.model_copy(update={"masks": report.masks.without_single_clients()})
     return WRITTEN[form](report) if form in WRITTEN else report
 
 

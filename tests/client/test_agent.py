@@ -21,6 +21,7 @@ from fedselect.errors import FedSelectError, ServiceError, TrainingError
 from fedselect.lifecycle import AssignmentState
 from fedselect.masks import Mask
 from fedselect.personal import PersonalState, derive_seed
+from fedselect.policies import RunSettings
 from fedselect.serving import load_kept
 from fedselect.space import Kind, ParameterSpace, Role
 
@@ -35,6 +36,24 @@ def live(monkeypatch: pytest.MonkeyPatch) -> Iterator[Live]:
 
 
 # --- whole runs --------------------------------------------------------------------------------
+
+
+def test_what_leaves_a_site_is_rounded_as_the_run_says(live: Live) -> None:
+    """Seven of ten held-out examples, and the number of training examples in each update."""
+    life = live(rounds=3)
+    rule = {"round_scores": 0.25, "round_counts": 5}
+    settings = life.other.settings.model_dump() | {"disclosure": rule}
+    life.other.settings = RunSettings.model_validate(settings)
+    life.run()
+    report = life.other.evaluation
+    assert report is not None
+    assert {(s.correct, s.total) for s in report.scores.values()} == {(8, 10)}
+    assert {s.loss % 0.25 for s in report.scores.values()} == {0}
+    assert report.personal_share % 0.25 == 0
+    files = [life.other.objects[key] for key in life.other.signed]
+    told = {int(wire.read_update_layout(file).metadata["examples"]) for file in files}
+    assert told
+    assert {number % 5 for number in told} == {0}
 
 
 def test_a_run_from_enrolment_to_evaluation(live: Live) -> None:

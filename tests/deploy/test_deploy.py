@@ -93,6 +93,7 @@ def test_the_generated_settings_are_complete_and_valid(generated):
         s3_secret_key=generated["S3_SECRET_KEY"],
         key_pepper=generated["KEY_PEPPER"],
         ledger_key=generated["LEDGER_KEY"],
+        encryption_key=generated["ENCRYPTION_KEY"],
     )
 
 
@@ -106,6 +107,7 @@ def test_two_deployments_share_no_secret(generated):
         "REDIS_PASSWORD",
         "S3_SECRET_KEY",
         "KEY_PEPPER",
+        "ENCRYPTION_KEY",
     ):
         assert generated[name] != other[name]
 

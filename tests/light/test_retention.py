@@ -33,6 +33,21 @@ def test_a_version_is_protected_in_the_window_and_while_pinned(number, age, pinn
     assert protected(version, NOW, POLICY, {ID} if pinned else set()) is kept
 
 
+@pytest.mark.parametrize(
+    ("number", "age", "pinned", "kept"),
+    [(3, 6, True, True), (3, 7, True, False), (3, 7, False, False), (0, 100, False, True)],
+)
+def test_a_run_that_promises_that_masks_go_is_kept_to_it(number, age, pinned, kept):
+    version = VersionFacts(ID, number, NOW - timedelta(days=age), mask_days=7)
+    assert protected(version, NOW, POLICY, {ID} if pinned else set()) is kept
+
+
+def test_a_promise_beyond_the_window_prolongs_nothing():
+    version = VersionFacts(ID, 3, NOW - WINDOW, mask_days=365)
+    assert not protected(version, NOW, POLICY, set())
+    assert protected(version, NOW, POLICY, {ID})
+
+
 @given(
     number=st.integers(0, 5),
     age=st.integers(0, 400),

@@ -246,6 +246,7 @@ def settings(
     encoding: str = "f32",
     report: Json | None = None,
     dp: Json | None = None,
+    disclosure: Json | None = None,
     **rules: Any,
 ) -> Json:
     """Run settings without over-selection or second tries; ``rules`` are those of the round."""
@@ -262,6 +263,7 @@ def settings(
         "wire": {"encoding": encoding},
         "report": report or {},
         **({"privacy": {"dp": dp}} if dp else {}),
+        "disclosure": disclosure or {},
     }
 
 

@@ -349,6 +349,7 @@ def test_no_role_has_more_than_it_needs() -> None:
     assert ROLES[CLIENT] == own | {Scope.LEDGER_WITNESS}
     assert ROLES[VIEWER] < ROLES[OPERATOR] < ROLES[OWNER]
     assert ROLES[AUDITOR] < ROLES[OWNER]
+    assert {role for role, held in ROLES.items() if Scope.MASK_READ in held} == STAFF - {VIEWER}
     assert not ROLES[OPERATOR] & {Scope.KEY_ADMIN, Scope.PROJECT_ADMIN, Scope.CLIENT_ERASE}
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import io
 import json
 import secrets
@@ -17,6 +18,7 @@ from app.errors import Unavailable
 from app.main import create_app
 from app.retention import COLLECTOR
 from app.verification import verify
+from fedselect import encryption
 from fedselect.errors import FedSelectError
 from fedselect.protocol import Manifest
 from fedselect.recompute import recompute
@@ -233,6 +235,18 @@ def test_a_list_that_leads_out_of_the_folder_is_refused(saved, place):
 
 def test_other_secrets_are_refused(saved, place):
     core = place(KEY_PEPPER="p" * 64)
+    assert code_of(lambda: backup.restore(core, saved)) == "restore_secrets"
+
+
+def test_a_backup_holds_what_is_encrypted_as_it_is(saved, served, place):
+    """Update files and masks need the key, which is not in it; a restore without it is refused."""
+    hidden = [path for path in saved.rglob("*.enc") if path.is_file()]
+    assert len(hidden) >= 8, "two rounds of two updates and masks"
+    assert all(path.read_bytes().startswith(encryption.MAGIC) for path in hidden)
+    listed = json.loads((saved / "backup.json").read_text())
+    assert listed["encryption_keys"] == served.core.ring.ids
+    assert served.core.settings.encryption_key.get_secret_value() not in str(listed)
+    core = place(ENCRYPTION_KEY=base64.b64encode(bytes(32)).decode())
     assert code_of(lambda: backup.restore(core, saved)) == "restore_secrets"
 
 

@@ -30,6 +30,7 @@ from .factories import (
     ok,
     train,
 )
+from .test_round_trip import opened
 
 ALL = ["f32", "bf16", "int8"]
 
@@ -120,7 +121,7 @@ def test_both_files_follow_from_the_manifest_and_are_in_the_ledger(project, enco
     document = ok(project.owner.get(f"/v1/rounds/{run.rounds()[1]['id']}/manifest"))
     manifest = Manifest.model_validate(document["manifest"])
     assert (manifest.format, manifest.encoding) == ("fedselect-manifest/2", encoding)
-    files = {key: fetch(download) for key, download in document["downloads"].items()}
+    files = opened(document)
     version, delta = recompute_files(manifest, files.__getitem__)
     found = run.versions()[1]
     assert hashlib.sha256(version).hexdigest() == found["sha256"]

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from app import jobs
+from app.encrypted import SUFFIX
 from fedselect.protocol import MULTIPART_FROM
 from workers import court, running, verify
 from workers.copying import Copy
@@ -138,7 +139,7 @@ def test_a_file_that_kills_its_judge_is_tried_five_times_and_set_aside(
     assert "job.failed" in told
     assert "upload.quarantined" in told
     assert "assignment.rejected" in told
-    key = f"quarantine/{project.id}/{ticket['id']}"
+    key = project.core.ring.named(f"quarantine/{project.id}/{ticket['id']}")
     assert project.core.storage.read(key) == files[0]
     ill(None, seconds=20)
     deliver(clients[1], assignments[1], files[1])
@@ -230,11 +231,12 @@ def _with_values(made: Any, theta: Any) -> bytes:
 # --- bytes -------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("end", ["", SUFFIX])
 @pytest.mark.parametrize("size", [0, 1000, MULTIPART_FROM - 1, MULTIPART_FROM, 2**24 + 2**23 + 5])
-def test_a_copy_is_the_very_bytes_or_nothing(project: Project, size: int) -> None:
+def test_a_copy_is_the_very_bytes_or_nothing(project: Project, size: int, end: str) -> None:
     storage = project.core.storage
     data = np.random.default_rng(size).bytes(size)
-    key = f"accepted/{project.id}/copy-{size}"
+    key = f"accepted/{project.id}/copy-{size}{end}"
     for keep in (False, True):
         with Copy(storage, key, max(size, 1)) as copy:
             for start in range(0, size, 999_983):
@@ -252,7 +254,7 @@ def test_refused_files_are_in_quarantine(project: Project) -> None:
     bad = files[0] + b"!"
     ticket = deliver(clients[0], assignments[0], bad)
     drain(project)
-    key = f"quarantine/{project.id}/{ticket['id']}"
+    key = project.core.ring.named(f"quarantine/{project.id}/{ticket['id']}")
     assert project.core.storage.read(key) == bad
     (entry,) = [e for e in _entries(project) if e["action"] == "upload.quarantined"]
     assert entry["subject"] == f"upload:{ticket['id']}"

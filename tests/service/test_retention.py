@@ -24,6 +24,7 @@ from .factories import (
     make_model,
     make_run,
     ok,
+    pass_time,
     refused,
     train,
 )
@@ -233,6 +234,35 @@ def test_a_deletion_that_was_begun_is_ended_by_whoever_comes_next(campaign, cloc
         subject=f"deletion:{deletion}",
     )
     assert {n: begun[0][n] for n in ("objects", "bytes", "keys_sha256")} == done[0]
+
+
+def test_masks_of_a_run_that_promises_it_go_early(project, other, clock):
+    """Pinned or not; the newest of each client stays while the run goes on, as it needs it."""
+    campaign = Campaign(project, disclosure={"mask_days": 0.003})  # 259 seconds
+    without, eagerly = Campaign(other), eager(campaign.core, retain_orphans=0)
+    clock.advance(100)
+    retention.collect(eagerly)
+    assert all(campaign.recomputable().values())
+    clock.advance(200)
+    retention.collect(eagerly)
+    assert campaign.recomputable() == {0: True, 1: False, 2: False, 3: False}
+    assert all(without.recomputable().values())
+    refused(campaign.manifest(3), 410, "version_unrecomputable")
+    assert len(campaign.keys("masks/")) == 2, "the newest of each client"
+    assert len(without.keys("masks/")) == 2 * 3
+    reasons = [e["reason"] for e in campaign.entries("version.unrecomputable")][-3:]
+    assert reasons == ["mask_days"] * 3
+    campaign.round(3)  # masks may still be left out: those that a next update refers to are there
+    assert campaign.versions()[-1]["number"] == 4
+    clock.advance(8 * DAY)
+    pass_time(project)  # nobody evaluates: the run ends by itself
+    retention.collect(campaign.core)
+    own = campaign.project.sql(
+        "SELECT o.key FROM objects o JOIN masks m ON m.object_key = o.key"
+        " WHERE m.arm_id = :arm AND o.deletion_id IS NULL",
+        arm=campaign.run["arm_id"],
+    )
+    assert own == [], "the run is over: no mask and no update of it is left"
 
 
 def test_a_mask_that_is_sent_again_while_it_is_deleted_is_written_again(campaign, clock):

@@ -19,6 +19,7 @@ from app.tables import Round
 from fedselect import Mask, ParameterSpace, wire
 from fedselect.aggregate import SHARD, Contribution, reference
 from fedselect.audit import canonical_json
+from fedselect.protocol import ManifestDocument
 from fedselect.space import FloatVector, Kind, Role
 
 from .factories import (
@@ -43,19 +44,32 @@ from .factories import (
 )
 
 
-def fetch(download: Json) -> bytes:
+def stored(download: Json) -> bytes:
     """A file as anyone gets it who has the signed address."""
     answer = ask_store("GET", download["url"])
     assert answer.status_code == 200, answer.text
     assert len(answer.content) == download["size"]
-    assert hashlib.sha256(answer.content).hexdigest() == download["sha256"]
     return answer.content
+
+
+def fetch(download: Json) -> bytes:
+    data = stored(download)
+    assert hashlib.sha256(data).hexdigest() == download["sha256"]
+    return data
+
+
+def opened(document: Json) -> dict[str, bytes]:
+    """All files of a manifest document, those that are encrypted with the keys that it brings."""
+    read = ManifestDocument.model_validate(document).downloads
+    found = {name: read[name].opened(stored(d)) for name, d in document["downloads"].items()}
+    for name, data in found.items():
+        assert hashlib.sha256(data).hexdigest() == read[name].sha256
+    return found
 
 
 def recomputed(document: Json, space: ParameterSpace) -> bytes:
     """The version file that follows from a manifest document, by nothing but the reference."""
-    manifest = document["manifest"]
-    files = {name: fetch(download) for name, download in document["downloads"].items()}
+    manifest, files = document["manifest"], opened(document)
     parts = []
     for update in manifest["updates"]:
         mask = Mask.from_bytes(space.dim, files[update["mask_object"]])

@@ -419,6 +419,55 @@ def test_every_role_of_the_staff_may_read_it(finished: Campaign) -> None:
     refused(finished.clients[0].get(path), 403, "scope_missing")
 
 
+def test_a_viewer_sees_nothing_of_a_single_mask(finished: Campaign) -> None:
+    """Means over clients stay; what says whose mask is like whose is for ``mask:read``."""
+    viewer = finished.project.caller("viewer")
+    whole, bare = finished.report()["masks"], finished.report(viewer)["masks"]
+    assert (whole["single_clients"], bare["single_clients"]) == (True, False)
+    assert bare["clients"] == bare["overlap"]["jaccard"] == bare["overlap"]["tree"] == []
+    assert bare["overlap"]["clients"] == []
+    assert bare["overlap"]["mean"] == whole["overlap"]["mean"]
+    for one, other in zip(bare["tensors"], whole["tensors"], strict=True):
+        assert one["clients_percent"] == []
+        assert other["clients_percent"]
+        assert one["mean_percent"] == other["mean_percent"]
+    path = f"/v1/runs/{finished.run['id']}/report"
+    page = viewer.get(path, format="html").text
+    assert "mask:read" in page
+    assert "Which clients choose alike?" not in page
+    assert "Which clients choose alike?" in finished.project.owner.get(path, format="html").text
+
+
+def test_figures_that_sites_have_rounded(project: Project) -> None:
+    """Rounded before anything is stored, though these agents did not; the report says so."""
+    rule = {"round_scores": 0.05, "round_counts": 10}
+    campaign = play(project, rounds=1, disclosure=rule)
+    for number, client in enumerate(campaign.clients):
+        told = {"local_only": 61 + number, "post": 83 + number}
+        found = {n: {"correct": c, "total": 97, "loss": 0.734} for n, c in told.items()}
+        labels = {"walking": 44, "resting": 8}
+        evaluate(client, scores=found, personal_share=0.313, divergence=0.41, labels=labels)
+    for ((report,),) in [[row] for row in kept_reports(project)]:
+        scores = report["scores"]
+        assert {score["total"] for score in scores.values()} == {100}
+        assert {score["correct"] % 5 for score in scores.values()} == {0}
+        assert {score["loss"] for score in scores.values()} == {0.75}
+        assert (report["personal_share"], report["divergence"]) == (0.3, 0.4)
+        assert report["labels"] == {"walking": 40}, "and 8 are too few to tell"
+    made = campaign.report()
+    (fact,) = [each for each in made["facts"] if each["code"] == "rounded"]
+    assert "steps of 5 points" in fact["text"]
+    assert "numbers of examples in steps of 10" in fact["text"]
+    for client in made["clients"]:
+        assert {each["percent"] % 5 for each in client["accuracy"].values()} == {0}
+    shown = ok(project.owner.get(f"/v1/runs/{campaign.run['id']}/evaluations"))
+    assert "walking" not in str(shown), "labels are shown nowhere"
+
+
+def kept_reports(project: Project) -> list[Any]:
+    return project.sql("SELECT report FROM evaluations WHERE project_id = :project")
+
+
 def test_no_form_holds_a_mask(finished: Campaign) -> None:
     text = ask(finished, "*/*").text + ask(finished, "text/html").text
     for mask in (m for line in finished.masks.values() for m in line):

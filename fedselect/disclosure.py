@@ -1,0 +1,68 @@
+"""What a run tells of its sites, and for how long: coarser numbers, and masks that go early.
+
+Owns the settings and the rounding. Sites round before anything is sent; the coordinator does it
+again before anything is stored, should an agent send more. Must not know what the numbers are of.
+"""
+
+from __future__ import annotations
+
+import math
+
+from pydantic import Field
+
+from fedselect.policy import Settings
+from fedselect.scalars import Real, Whole
+
+
+class Disclosure(Settings):
+    """Rounding of what sites tell, and the life of their masks. Fixed with the run."""
+
+    round_scores: Real | None = Field(
+        None,
+        gt=0,
+        le=0.5,
+        description="Shares of right examples, losses and distances are told in multiples of this: "
+        "0.05 tells accuracies in steps of 5 points. Null: as they are.",
+    )
+    round_counts: Whole = Field(
+        1,
+        ge=1,
+        le=1000,
+        description="Numbers of examples, to train, held out or of a label, are told in multiples "
+        "of this; it divides report.min_examples.",
+    )
+    mask_days: Real | None = Field(
+        None,
+        gt=0,
+        le=3650,
+        description="Days after which a published version's update files and masks go, though it "
+        "is pinned or inside the coordinator's RECOMPUTE_WINDOW: it can then not be recomputed. "
+        "Null: as that setting says.",
+    )
+
+    @property
+    def rounds(self) -> bool:
+        """Whether any number is told coarser than it is."""
+        return self.round_scores is not None or self.round_counts > 1
+
+    def number(self, value: float, most: float = math.inf) -> float:
+        """A share, a loss or a distance as it may be told, at most ``most``."""
+        if self.round_scores is None:
+            return value
+        # Ten digits: 3 · 0.1 is told as 0.3.
+        return min(round(self.round_scores * math.floor(value / self.round_scores + 0.5), 10), most)
+
+    def count(self, value: int) -> int:
+        """A number of examples as it may be told; never 0 of some."""
+        step = self.round_counts
+        return max(step, (value + step // 2) // step * step) if value and step > 1 else value
+
+    def words(self) -> str:
+        """What is rounded, in a sentence."""
+        found = []
+        if self.round_scores is not None:
+            found.append(f"accuracies in steps of {100 * self.round_scores:g} points")
+            found.append(f"losses in steps of {self.round_scores:g}")
+        if self.round_counts > 1:
+            found.append(f"numbers of examples in steps of {self.round_counts}")
+        return f"Figures are rounded at the sites: {', '.join(found)}."
