@@ -4,7 +4,7 @@ BIN := .venv/bin
 TASK ?= watch
 READY := .venv/.ready
 
-.PHONY: install demo test soak check audit bench study openapi format constraints clean
+.PHONY: install demo test soak check audit bench study search openapi format constraints clean
 .DELETE_ON_ERROR:
 
 install: $(READY)
@@ -48,6 +48,9 @@ ifeq ($(QUICK),)
 else
 	$(BIN)/fedselect study docs/study/quick.toml --results .study/quick --golden tests/golden/study.json $(addprefix --only ,$(ONLY)) $(if $(MINUTES),--minutes $(MINUTES))
 endif
+
+search: $(READY)  ## the search for a better rule, resumable, into docs/SEARCH.md; ONLY=split-or-policy MINUTES=number
+	$(BIN)/fedselect study docs/study/search.toml --results docs/study/search --page docs/SEARCH.md $(addprefix --only ,$(ONLY)) $(if $(MINUTES),--minutes $(MINUTES))
 
 openapi: $(READY)  ## write docs/openapi.json and docs/pilot.schema.json anew; BREAKING=1 if it is to break clients
 	$(BIN)/python -m tests.contract $(if $(BREAKING),--breaking)

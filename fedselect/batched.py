@@ -1,4 +1,4 @@
-"""Training many clients of one small model at once, as one stacked model (``torch.func``).
+"""Training many clients of one small model at once, as one stacked model (``torch.vmap``).
 
 Owns the batched step and what may be batched. A client draws the same batches under the same seed
 as alone, and what comes before and after a training is the same code; only sums inside a step may
@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call, grad, vmap
+from torch.func import functional_call, vmap
 
 from fedselect.budgets import FINE_TUNING, LOCAL_ONLY, finishing, seeded, without_others
 from fedselect.errors import TrainingError
@@ -35,7 +35,7 @@ from fedselect.space import FloatVector, Slot
 from fedselect.task import Batch, Task
 from fedselect.training import TorchLearner
 
-ABREAST = 128  # clients in one stack: more of them leave the processor's cache
+ABREAST = 256  # clients in one stack, whose batches of a round are in memory together
 CLOSE = 1e-3  # how far a first step may be from the client's own, as a part of its longest move
 Rows = list[int]
 Grads = Mapping[str, Tensor]
@@ -91,12 +91,12 @@ class Together:
         self._learned = {n: slot for n, slot in self._slots.items() if slot.offset in learned}
         loss = _Loss(first.task, first.model)
 
-        def one(moving: Grads, still: Grads, batch: Batch) -> Tensor:
-            weights = {f"model.{name}": value for name, value in {**moving, **still}.items()}
-            found: Tensor = functional_call(loss, weights, (batch,))
+        def one(weights: Grads, batch: Batch) -> Tensor:
+            named = {f"model.{name}": value for name, value in weights.items()}
+            found: Tensor = functional_call(loss, named, (batch,))
             return found
 
-        self._grads = vmap(grad(one), randomness="error")
+        self._losses = vmap(one, randomness="error")
         self._check(learners)
 
     def participate(self, jobs: Sequence[Job], base: FloatVector) -> dict[str, Participation]:
@@ -256,9 +256,9 @@ class Together:
         training, pull = settings.training, settings.policy.proximal
         batch = mapped(torch.stack, *(lesson.steps[number][1] for lesson in part.lessons))
         theta = part.theta
-        moving = {name: _view(theta, slot) for name, slot in self._learned.items()}
-        still = {n: _view(theta, slot) for n, slot in self._slots.items() if n not in moving}
-        grads = self._grads(moving, still, batch)
+        weights = {name: _view(theta, slot).detach() for name, slot in self._slots.items()}
+        moving = {name: weights[name] for name in self._learned}
+        grads = self._grads(weights, batch)
         if training.clip_norm is not None:
             _clip(grads, training.clip_norm)
         bits, anchor = part.bits(number), part.anchor()
@@ -273,6 +273,13 @@ class Together:
                 step.view(torch.int32).bitwise_and_(_view(bits, slot))
             moving[name].add_(step, alpha=-training.learning_rate)
         part.keep()
+
+    def _grads(self, weights: Grads, batch: Batch) -> Grads:
+        """Of each client's own loss: the gradient of a sum in which it has a term of its own."""
+        leaves = {name: weights[name].detach().requires_grad_() for name in self._learned}
+        total = self._losses({**weights, **leaves}, batch).sum()
+        found = torch.autograd.grad(total, list(leaves.values()), materialize_grads=True)
+        return dict(zip(leaves, found, strict=True))
 
     # --- what may be batched ---------------------------------------------------------------------
 

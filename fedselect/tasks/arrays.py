@@ -47,7 +47,7 @@ class ArrayTask(Task):
         """One shuffled pass; the last batch may be smaller."""
         inputs, labels = self._train
         for rows in torch.split(torch.randperm(len(labels)), self.batch_size):
-            yield inputs[rows], labels[rows]
+            yield inputs.index_select(0, rows), labels.index_select(0, rows)
 
     def eval_batches(self) -> Iterator[tuple[Tensor, Tensor]]:
         """The held-out examples in batches of 500."""

@@ -289,12 +289,21 @@ def test_the_golden_file_is_whole():
     assert {pair for pair in pairs if "trial-gate" not in pair} == ours
 
 
-@pytest.mark.parametrize("name", ["full", "quick", "stability"])
+@pytest.mark.parametrize("name", ["full", "quick", "search", "stability"])
 def test_the_grids_can_be_read(name):
     study = read_grid(ROOT / "docs" / "study" / f"{name}.toml")
     cells_ = list(study.cells())
     assert len({cell.key for cell in cells_}) == len(cells_)
     assert {cell.steps for cell in cells_} <= {600, 1200}
+
+
+def test_the_search_is_bounded_and_compares_with_what_it_has_to_beat():
+    search = read_grid(ROOT / "docs" / "study" / "search.toml")
+    rivals = {"random-30", "share-then-local", "fedper", "ditto"}
+    assert len(search.policy) <= 60
+    pairs = {(pair.policy, pair.against) for pair in search.pair}
+    names = {policy.name for policy in search.policy}
+    assert pairs == {(name, rival) for name in names - rivals for rival in rivals}
 
 
 @pytest.mark.parametrize(
