@@ -44,7 +44,7 @@ class Clouds(ArrayTask):
 
 @bench(
     quick={"clients": 20, "repeats": 1, "presets": ("fedselect",), "many": 0},
-    full={"clients": 200, "repeats": 5, "presets": ("fedselect", "ditto", "fisher"), "many": 1000},
+    full={"clients": 200, "repeats": 5, "presets": ("fedselect", "fisher", "ditto"), "many": 1000},
     minutes=(1, 30),
 )
 def simulation(
