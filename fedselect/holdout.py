@@ -152,6 +152,6 @@ def mapped(change: Callable[[tuple[Tensor, ...]], Any], *batches: Batch) -> Batc
         parts = [mapped(change, *each) for each in zip(*batches, strict=True)]
         return type(first)(*parts) if hasattr(first, "_fields") else type(first)(parts)
     raise TrainingError(
-        "batches must be made of tensors (alone, or in tuples, lists or dicts) with one "
-        f"entry for each example, got {type(first).__name__}"
+        "only batches of tensors (alone, or in tuples, lists or dicts) with one entry for each "
+        f"example can be put together, got {type(first).__name__}"
     )

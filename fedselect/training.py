@@ -138,10 +138,11 @@ class TorchLearner:
                 "post": self.finished(state, base, settings),
             }
         models = {
+            "local_only": trained["local_only"],
             "start": origin,
             "global": np.where(stays, state.theta, base),
             "pre": state.personalized(base),
-            **trained,
+            "post": trained["post"],
         }
         return self.scores(models.items(), own="post", settings=settings)
 
@@ -420,9 +421,8 @@ class TorchLearner:
 
     def train_once(self, start: FloatVector, settings: RunSettings) -> FloatVector:
         """One budget from ``start`` (D,), everything shared, on batches of torch's generator."""
-        return self._train(
-            start, Mask.empty(self.space.dim), {}, settings=settings, window=Window()
-        )
+        nothing = Mask.empty(self.space.dim)
+        return self._train(start, nothing, {}, settings=settings, window=Window())
 
     def check_size(self, base: FloatVector, state: PersonalState) -> None:
         """Raise SpaceError if the state or the base belongs to a model of another size."""
