@@ -39,10 +39,11 @@ def ask(tx: Tx, principal: Principal, version_id: UUID, body: AblationCreate) ->
     open_ones = {client for client, each in last.items() if each.state in OPEN_ASSIGNMENTS}
     deadline = tx.now + timedelta(seconds=body.deadline)
     asked = [client for client in clients if client not in open_ones]
-    for client in asked:
-        attempt = last[client].attempt + 1 if client in last else 1
+    attempts = {client: last[client].attempt + 1 if client in last else 1 for client in asked}
+    for attempt in sorted(set(attempts.values())):
         errand = rounds.Errand("ablate", deadline, f"ablate version {version.number}", attempt)
-        rounds.send(tx, run, version, client, errand)
+        mine = [client for client in asked if attempts[client] == attempt]
+        rounds.send(tx, run, version, mine, errand)
     waiting = len(clients) - len(asked)
     return AblationsAsked(version_id=version.id, run_id=run.id, asked=len(asked), waiting=waiting)
 

@@ -6,6 +6,7 @@ that it moves. Must not know how versions come about.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 from uuid import UUID
 
@@ -13,7 +14,7 @@ from sqlalchemy import ScalarSelect, Select, and_, case, exists, extract, func, 
 
 from app import arms, catalog, cohorts, ledger
 from app.auth import Principal
-from app.db import Tx
+from app.db import Tx, among
 from app.errors import Conflict, Invalid, Missing
 from app.tables import (
     Arm,
@@ -26,7 +27,7 @@ from app.tables import (
     Run,
     Version,
 )
-from fedselect.checkindocs import Serving
+from fedselect.checkindocs import Pinned, Serving
 from fedselect.cohortdocs import ChannelInfo, ChannelMove
 from fedselect.cohorts import Candidate
 from fedselect.rollout import ACTIVE_ROLLOUTS
@@ -140,6 +141,12 @@ def roll_back(tx: Tx, channel: Channel | None, *, reason: str) -> Channel:
     return channel
 
 
+def elsewhere(tx: Tx, model_id: UUID, name: str, clients: Sequence[UUID]) -> set[UUID]:
+    """Of some clients, those that do not follow this channel of a model, but its pilot."""
+    pilot = tx.session.get(Channel, (model_id, "pilot")) if name != "pilot" else None
+    return set() if pilot is None else set(cohorts.among_members(tx, pilot.cohort_id, clients))
+
+
 def promote(tx: Tx, rollout: Rollout, *, reason: str) -> None:
     """Point a rollout's channel at its candidate; the rollout's row is locked."""
     model = select(Model.id).where(Model.id == rollout.model_id)
@@ -191,7 +198,8 @@ def infos(tx: Tx, found: list[Channel]) -> list[ChannelInfo]:
 
 def pointers() -> ScalarSelect[Any]:
     """As JSON, all channels of the project of the ``Client`` in the query, each with the version
-    that this client would get from it: the candidate, if a rollout has reached the client.
+    that this client would get from it: the candidate, if a rollout has reached the client; and with
+    all that it may get from it one day.
     """
     reached = (
         exists()
@@ -202,9 +210,11 @@ def pointers() -> ScalarSelect[Any]:
         )
         .correlate(Rollout, Client)
     )
+    pins = Channel.version_id, Channel.previous_id, Rollout.version_id
     pointer = func.jsonb_build_object(
         *("model", Channel.model_id, "channel", Channel.name),
         *("version", case((reached, Rollout.version_id), else_=Channel.version_id)),
+        *("pins", func.jsonb_build_array(*pins)),
         *("moved", extract("epoch", Channel.moved_at)),
         *("rule", Cohort.rule, "salt", Cohort.salt),
     )
@@ -235,6 +245,16 @@ def serving(tx: Tx, found: list[dict[str, Any]] | None, client: Candidate) -> Se
     # "pilot" stands before "stable" in the alphabet, too.
     chosen = min((e for e in mine if e["model"] == model), key=lambda each: str(each["channel"]))
     return as_served(tx, chosen["channel"], UUID(chosen["version"]))
+
+
+def pinned(tx: Tx, found: list[dict[str, Any]] | None) -> list[Pinned]:
+    """Of what :func:`pointers` found, all versions that the client may be told to serve."""
+    ids = {UUID(pin) for each in found or () for pin in each["pins"] if pin is not None}
+    if not ids:
+        return []
+    query = select(Version.arm_id, Version.number).where(among(Version.id, sorted(ids)))
+    rows = tx.session.execute(query.order_by(Version.arm_id, Version.number))
+    return [Pinned(arm_id=row.arm_id, number=row.number) for row in rows]
 
 
 def as_served(tx: Tx, channel: str, version_id: UUID) -> Serving:

@@ -6,7 +6,7 @@ Owns the only ``commit`` of the project. Must not know any table or rule.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -15,7 +15,20 @@ from threading import Lock, local
 from typing import Any, TypeVar, cast
 from uuid import UUID
 
-from sqlalchemy import ARRAY, ColumnElement, Text, Uuid, any_, create_engine, literal, text
+from sqlalchemy import (
+    ARRAY,
+    ColumnElement,
+    Text,
+    Uuid,
+    any_,
+    column,
+    create_engine,
+    func,
+    insert,
+    literal,
+    select,
+    text,
+)
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import InstrumentedAttribute, Session
 
@@ -26,6 +39,7 @@ Clock = Callable[[], datetime]
 Q = TypeVar("Q")
 A = TypeVar("A")
 S = TypeVar("S")
+Values = Mapping[InstrumentedAttribute[Any], Any]
 UNIQUE_VIOLATION = "23505"
 log = logging.getLogger(__name__)
 
@@ -53,6 +67,23 @@ class Tx:
             if getattr(error.orig, "sqlstate", None) != UNIQUE_VIOLATION:
                 raise
             raise taken from error
+
+    def insert_each(self, own: Values, same: Values) -> None:
+        """Insert rows into the table of these columns, in one statement however many they are.
+
+        ``own`` are lists with a value for each row, ``same`` is what all rows have in common.
+        """
+        self.session.flush()  # what they point at
+        kinds = {each: _kind(each) for each in own}
+        lists = (literal(list(own[each]), ARRAY(kinds[each])) for each in own)
+        drawn = func.unnest(*lists).table_valued(
+            *(column(each.key, kinds[each]) for each in own), name="own"
+        )
+        common = (literal(value, each.type) for each, value in same.items())
+        rows = select(*drawn.render_derived().c, *common)
+        (table,) = {each.class_ for each in (*own, *same)}
+        names = [each.key for each in (*own, *same)]
+        self.session.execute(insert(table.__table__).from_select(names, rows))
 
     def after_commit(self, hook: Callable[[], None]) -> None:
         """Do this once the transaction is committed, never if it is rolled back."""
@@ -184,10 +215,13 @@ def per_thread(build: Callable[[], S]) -> Callable[[], S]:
     return statement
 
 
-def among(column: InstrumentedAttribute[Any], values: Sequence[object]) -> ColumnElement[bool]:
+def among(attribute: InstrumentedAttribute[Any], values: Sequence[object]) -> ColumnElement[bool]:
     """That a column has one of these values, in the same statement however many they are.
 
     ``IN`` would be another statement for every number, to be planned and kept by the server.
     """
-    kind = Uuid() if isinstance(column.type, Uuid) else Text()
-    return column == any_(literal(list(values), ARRAY(kind)))
+    return attribute == any_(literal(list(values), ARRAY(_kind(attribute))))
+
+
+def _kind(attribute: InstrumentedAttribute[Any]) -> Uuid[UUID] | Text:
+    return Uuid() if isinstance(attribute.type, Uuid) else Text()

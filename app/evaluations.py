@@ -12,7 +12,7 @@ from app import checkins, ledger, rounds
 from app.auth import Principal
 from app.db import Tx
 from app.errors import Conflict
-from app.tables import Assignment, Client, EvaluationRecord, Run, Version
+from app.tables import Arm, Assignment, Client, EvaluationRecord, Run, Version
 from fedselect import effects
 from fedselect.evaluations import Evaluation, EvaluationReport
 from fedselect.lifecycle import AssignmentEvent
@@ -50,7 +50,8 @@ def evaluate(
         rounds.settle(tx, assignment)
     client = tx.session.get_one(Client, principal.client)
     version = tx.session.get_one(Version, assignment.version_id)
-    return document(record, client.name, version)
+    arm = tx.session.get_one(Arm, assignment.arm_id)
+    return document(record, client.name, version, arm.name)
 
 
 def _note_harm(tx: Tx, assignment: Assignment, report: EvaluationReport) -> None:
@@ -76,7 +77,9 @@ def _note_harm(tx: Tx, assignment: Assignment, report: EvaluationReport) -> None
     )
 
 
-def document(record: EvaluationRecord, client: str, version: Version) -> Evaluation:
+def document(
+    record: EvaluationRecord, client: str, version: Version, arm: str | None
+) -> Evaluation:
     """The evaluation as the interface shows it."""
     return Evaluation.model_validate(
         {
@@ -86,6 +89,7 @@ def document(record: EvaluationRecord, client: str, version: Version) -> Evaluat
             "version_id": record.version_id,
             "version_number": version.number,
             "arm_id": version.arm_id,
+            "arm": arm,
             "created_at": record.created_at,
         }
     )

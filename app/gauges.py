@@ -22,8 +22,9 @@ from sqlalchemy.exc import SQLAlchemyError
 from app import ledger
 from app.db import Database, Tx
 from app.exposition import FOLDER, of_processes
-from app.tables import Client, Job, Round, Run
+from app.tables import Client, Job, Rollout, Round, Run
 from fedselect.lifecycle import RoundState, RunState
+from fedselect.rolloutdocs import RolloutState
 
 KEPT = 2.0  # seconds that an answer is good for: many may ask, the database is asked once
 JOB_STATES = ("due", "leased")
@@ -94,6 +95,7 @@ def _states(tx: Tx) -> Iterator[Metric]:
         ("rounds", Round.state, list(RoundState)),
         ("runs", Run.state, list(RunState)),
         ("clients", Client.state, []),
+        ("rollouts", Rollout.state, list(RolloutState)),
     ):
         gauge = GaugeMetricFamily(
             f"fedselect_{name}", f"{name.capitalize()} by present state.", labels=["state"]

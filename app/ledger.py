@@ -14,7 +14,7 @@ from uuid import UUID
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from sqlalchemy import func, select
 
-from app.db import Tx
+from app.db import Tx, Values
 from app.errors import Invalid, Missing
 from app.tables import CheckpointRecord, Entry, Seal
 from fedselect import audit, merkle
@@ -48,6 +48,20 @@ def append(
             body=body or {},
         )
     )
+
+
+def append_each(
+    tx: Tx, action: str, subjects: Sequence[str], *, project: UUID, body: dict[str, Any]
+) -> None:
+    """The same fact of many subjects, in one statement."""
+    same: Values = {
+        Entry.project_id: project,
+        Entry.at: tx.now,
+        Entry.actor: tx.actor,
+        Entry.action: action,
+        Entry.body: body,
+    }
+    tx.insert_each({Entry.subject: subjects}, same)
 
 
 def document(seq: int, entry: Entry) -> dict[str, Any]:

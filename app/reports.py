@@ -14,7 +14,7 @@ from app import evaluations, ledger, runs
 from app.auth import Principal
 from app.db import Tx
 from app.errors import Missing
-from app.tables import Client, Entry, EvaluationRecord, Job, Seal, Version
+from app.tables import Arm, Client, Entry, EvaluationRecord, Job, Seal, Version
 from fedselect.audit import KEY_ROTATED
 from fedselect.evaluations import Evaluation
 from fedselect.ledgerdocs import Checkpoint, LedgerEntry, LedgerKeys
@@ -36,9 +36,10 @@ def evaluations_of(tx: Tx, principal: Principal, run_id: UUID) -> Select[Evaluat
 def evaluation_infos(tx: Tx, rows: Sequence[EvaluationRecord]) -> list[Evaluation]:
     """Evaluations as the interface shows them."""
     query = (
-        select(EvaluationRecord, Client.name, Version)
+        select(EvaluationRecord, Client.name, Version, Arm.name)
         .join(Client, Client.id == EvaluationRecord.client_id)
         .join(Version, Version.id == EvaluationRecord.version_id)
+        .outerjoin(Arm, Arm.id == Version.arm_id)
         .where(EvaluationRecord.assignment_id.in_([row.assignment_id for row in rows]))
         .order_by(EvaluationRecord.created_at, EvaluationRecord.assignment_id)
     )

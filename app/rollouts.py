@@ -12,12 +12,13 @@ from datetime import timedelta
 from typing import Any
 from uuid import UUID, uuid4
 
-from sqlalchemy import Select, func, select
+from sqlalchemy import or_, select
 
-from app import channels, ledger, rounds
+from app import channels, ledger, rolloutviews, rounds
 from app.auth import Principal
 from app.db import Tx
-from app.errors import Conflict, Missing
+from app.errors import Conflict
+from app.rolloutviews import asked, in_stage, scores_of, settings_of
 from app.rounds import Errand
 from app.tables import (
     Arm,
@@ -35,27 +36,16 @@ from app.tables import (
 from fedselect import gates
 from fedselect.checkindocs import Serving
 from fedselect.cohorts import Groups, split
-from fedselect.evaluations import EvaluationReport
 from fedselect.gates import Observation, Observed
 from fedselect.lifecycle import OPEN_ASSIGNMENTS, AssignmentEvent
 from fedselect.rollout import RolloutDecided, RolloutEvent, RolloutFacts, decide, together
-from fedselect.rolloutdocs import (
-    GateVerdict,
-    GroupMember,
-    Judgement,
-    RolloutCreate,
-    RolloutDecision,
-    RolloutDetail,
-    RolloutInfo,
-    RolloutState,
-    Verdict,
-)
+from fedselect.rolloutdocs import RolloutCreate, RolloutDetail, RolloutInfo, RolloutState
 
 # --- starting ----------------------------------------------------------------------------------
 
 
 def start(tx: Tx, principal: Principal, body: RolloutCreate) -> RolloutInfo:
-    """Deal the active clients to stages and control group, and open the first stage.
+    """Deal the clients of the channel to stages and control group, and open the first stage.
 
     Raises:
         Missing: no such model or version in this project.
@@ -87,7 +77,7 @@ def start(tx: Tx, principal: Principal, body: RolloutCreate) -> RolloutInfo:
     _keep(tx, rollout, groups)
     _write_down(tx, rollout, "rollout.started", before=None)
     _open_stage(tx, rollout)
-    return infos(tx, [rollout])[0]
+    return rolloutviews.infos(tx, [rollout])[0]
 
 
 def _old_version(
@@ -107,8 +97,10 @@ def _deal(tx: Tx, rollout: Rollout, body: RolloutCreate) -> Groups:
     query = select(Client.id).where(
         Client.project_id == rollout.project_id, Client.state == "active"
     )
+    every = tx.session.scalars(query).all()
+    elsewhere = channels.elsewhere(tx, rollout.model_id, rollout.channel, every)
     return split(
-        (str(each) for each in tx.session.scalars(query)),
+        (str(each) for each in every if each not in elsewhere),
         salt=str(rollout.id),
         stages=body.stages,
         control=body.control,
@@ -127,27 +119,24 @@ def _keep(tx: Tx, rollout: Rollout, groups: Groups) -> None:
 
 def _open_stage(tx: Tx, rollout: Rollout) -> None:
     """Ask the clients of the stage for the candidate, the control group for the old version."""
-    rollout.stage_ends = tx.now + timedelta(seconds=_settings(rollout).stage_seconds)
+    rollout.stage_ends = tx.now + timedelta(seconds=settings_of(rollout).stage_seconds)
     reason, attempt = f"rollout {rollout.name}, stage {rollout.stage + 1}", rollout.stage + 1
     errand = Errand("evaluate", rollout.stage_ends, reason, attempt, rollout.id)
     runs = {run.id: run for run in _lock_runs(tx, rollout)}
     query = (
         select(RolloutClient.client_id, RolloutClient.stage)
         .join(Client, Client.id == RolloutClient.client_id)
-        .where(_in_stage(rollout), Client.state == "active")
+        .where(in_stage(rollout), Client.state == "active")
         .order_by(Client.name)
     )
+    groups: dict[bool, list[UUID]] = {True: [], False: []}
     for client_id, stage in tx.session.execute(query):
-        version_id = rollout.old_version_id if stage is None else rollout.version_id
+        groups[stage is None].append(client_id)
+    for control, clients in groups.items():
+        version_id = rollout.old_version_id if control else rollout.version_id
         version = tx.session.get_one(Version, version_id)
         run = runs[tx.session.get_one(Arm, version.arm_id).run_id]
-        rounds.send(tx, run, version, client_id, errand)
-
-
-def _in_stage(rollout: Rollout) -> Any:
-    """That a client is in the present stage, or in the control group."""
-    reached = (RolloutClient.stage <= rollout.stage) | RolloutClient.stage.is_(None)
-    return (RolloutClient.rollout_id == rollout.id) & reached
+        rounds.send(tx, run, version, clients, errand)
 
 
 # --- going on ----------------------------------------------------------------------------------
@@ -162,7 +151,7 @@ def command(tx: Tx, rollout: Rollout, event: RolloutEvent, *, reason: str) -> Ro
     decided = decide(_facts(rollout), event, reason=reason)
     if decided is not None:
         _enter(tx, rollout, decided)
-    return detail(tx, rollout)
+    return rolloutviews.detail(tx, rollout)
 
 
 def due(tx: Tx) -> Sequence[UUID]:
@@ -186,7 +175,7 @@ def step(tx: Tx, rollout_id: UUID) -> None:
     if rollout.state != RolloutState.RUNNING or rollout_id not in due(tx):
         return
     _end_evaluations(tx, rollout, "no evaluation before the deadline")
-    verdicts = gates.judge(_settings(rollout).gates, _observed(tx, rollout))
+    verdicts = gates.judge(settings_of(rollout).gates, _observed(tx, rollout))
     verdict = together(verdicts)
     tx.session.add(
         RolloutJudgement(
@@ -218,8 +207,11 @@ def _observed(tx: Tx, rollout: Rollout) -> Observed:
         select(Assignment.client_id, Assignment.created_at, RolloutClient.stage)
         .add_columns(EvaluationRecord.report, EvaluationRecord.created_at.label("answered"))
         .join(RolloutClient, RolloutClient.client_id == Assignment.client_id)
+        .join(Client, Client.id == Assignment.client_id)
         .outerjoin(EvaluationRecord, EvaluationRecord.assignment_id == Assignment.id)
-        .where(_asked(rollout), RolloutClient.rollout_id == rollout.id)
+        .where(asked(rollout), RolloutClient.rollout_id == rollout.id)
+        # Who was suspended or has left meanwhile has refused nothing.
+        .where(or_(EvaluationRecord.report.is_not(None), Client.state == "active"))
         .order_by(Assignment.client_id)
     )
     groups: dict[bool, list[Observation]] = {True: [], False: []}
@@ -227,17 +219,10 @@ def _observed(tx: Tx, rollout: Rollout) -> Observed:
         if row.report is None:
             seen = Observation(str(row.client_id), None)
         else:
-            told = EvaluationReport.model_validate(row.report).scores
-            scores = {str(name): score for name, score in told.items()}
             seconds = (row.answered - row.created_at).total_seconds()
-            seen = Observation(str(row.client_id), scores, seconds)
+            seen = Observation(str(row.client_id), scores_of(row.report), seconds)
         groups[row.stage is None].append(seen)
     return Observed(stage=groups[False], control=groups[True], seed=rollout.id.int % 2**63)
-
-
-def _asked(rollout: Rollout) -> Any:
-    """That an assignment is of the rollout's present stage."""
-    return (Assignment.rollout_id == rollout.id) & (Assignment.attempt == rollout.stage + 1)
 
 
 def _enter(tx: Tx, rollout: Rollout, decided: RolloutDecided) -> None:
@@ -261,7 +246,7 @@ def before(tx: Tx, assignment: Assignment) -> Serving | None:
     if assignment.rollout_id is None:
         return None
     rollout = tx.session.get_one(Rollout, assignment.rollout_id)
-    if _settings(rollout).gates.baseline != "before":
+    if settings_of(rollout).gates.baseline != "before":
         return None
     return channels.as_served(tx, rollout.channel, rollout.old_version_id)
 
@@ -292,12 +277,8 @@ def _locked(tx: Tx, rollout_id: UUID) -> Rollout:
     return tx.session.scalars(query, execution_options={"populate_existing": True}).one()
 
 
-def _settings(rollout: Rollout) -> RolloutCreate:
-    return RolloutCreate.model_validate(rollout.settings)
-
-
 def _facts(rollout: Rollout) -> RolloutFacts:
-    settings = _settings(rollout)
+    settings = settings_of(rollout)
     return RolloutFacts(
         state=RolloutState(rollout.state),
         stage=rollout.stage,
@@ -331,112 +312,15 @@ def _write_down(tx: Tx, rollout: Rollout, action: str, *, before: str | None) ->
         "reason": rollout.reason,
     }
     if before is None:  # as text: entries hold no floats
-        body["settings"] = _settings(rollout).model_dump_json()
+        body["settings"] = settings_of(rollout).model_dump_json()
     subject = f"rollout:{rollout.id}"
     ledger.append(tx, action, subject, project=rollout.project_id, body=body)
 
 
-# --- looking -----------------------------------------------------------------------------------
-
-
-def get(tx: Tx, principal: Principal, rollout_id: UUID, *, lock: bool = False) -> Rollout:
-    """A rollout of the principal's project.
+def get_locked(tx: Tx, principal: Principal, rollout_id: UUID) -> Rollout:
+    """A rollout of the principal's project, locked for a change.
 
     Raises:
         Missing: there is none.
     """
-    query = select(Rollout).where(
-        Rollout.id == rollout_id, Rollout.project_id == principal.project_id
-    )
-    found = tx.session.scalars(query).first()
-    if found is None:
-        raise Missing(f"there is no rollout {rollout_id} in this project")
-    return _locked(tx, found.id) if lock else found
-
-
-def listed(principal: Principal) -> Select[Rollout]:
-    """The principal's rollouts."""
-    return select(Rollout).where(Rollout.project_id == principal.project_id)
-
-
-def infos(tx: Tx, found: list[Rollout]) -> list[RolloutInfo]:
-    """Rollouts as the interface shows them, with one query for all of them."""
-    tx.session.flush()
-    query = (
-        select(RolloutClient.rollout_id, RolloutClient.stage, func.count())
-        .where(RolloutClient.rollout_id.in_([each.id for each in found]))
-        .group_by(RolloutClient.rollout_id, RolloutClient.stage)
-    )
-    sizes = {(row[0], row[1]): row[2] for row in tx.session.execute(query)}
-    return [_info(each, sizes) for each in found]
-
-
-def _info(rollout: Rollout, sizes: dict[tuple[UUID, int | None], int]) -> RolloutInfo:
-    settings = _settings(rollout)
-    counted = {
-        "settings": settings,
-        "stage": rollout.stage + 1,
-        "stage_percent": settings.stages[rollout.stage],
-        "stage_clients": sum(sizes.get((rollout.id, k), 0) for k in range(rollout.stage + 1)),
-        "control_clients": sizes.get((rollout.id, None), 0),
-    }
-    same = (name for name in RolloutInfo.model_fields if name not in counted)
-    return RolloutInfo.model_validate({**{n: getattr(rollout, n) for n in same}, **counted})
-
-
-def detail(tx: Tx, rollout: Rollout) -> RolloutDetail:
-    """A rollout with its groups, the verdicts of its gates, and everything decided."""
-    (brief,) = infos(tx, [rollout])
-    groups = _members(tx, rollout)
-    return RolloutDetail(
-        **dict(brief),
-        members=groups[False],
-        control=groups[True],
-        judgements=_judgements(tx, rollout),
-        decisions=_decisions(tx, rollout),
-    )
-
-
-def _members(tx: Tx, rollout: Rollout) -> dict[bool, list[GroupMember]]:
-    query = (
-        select(Client.id, Client.name, RolloutClient.stage, Assignment.state)
-        .select_from(RolloutClient)
-        .join(Client, Client.id == RolloutClient.client_id)
-        .outerjoin(Assignment, (Assignment.client_id == Client.id) & _asked(rollout))
-        .where(_in_stage(rollout))
-        .order_by(Client.name)
-    )
-    groups: dict[bool, list[GroupMember]] = {True: [], False: []}
-    for client_id, name, stage, state in tx.session.execute(query):
-        member = GroupMember(client_id=client_id, client_name=name, evaluation=state or "not asked")
-        groups[stage is None].append(member)
-    return groups
-
-
-def _judgements(tx: Tx, rollout: Rollout) -> list[Judgement]:
-    query = select(RolloutJudgement).where(RolloutJudgement.rollout_id == rollout.id)
-    return [
-        Judgement(
-            stage=row.stage + 1,
-            verdict=Verdict(row.verdict),
-            gates=[GateVerdict.model_validate(each) for each in row.gates["gates"]],
-            judged_at=row.created_at,
-        )
-        for row in tx.session.scalars(query.order_by(RolloutJudgement.stage))
-    ]
-
-
-def _decisions(tx: Tx, rollout: Rollout) -> list[RolloutDecision]:
-    query = select(Transition).where(
-        Transition.subject_kind == "rollout", Transition.subject_id == rollout.id
-    )
-    return [
-        RolloutDecision(
-            from_state=RolloutState(row.from_state) if row.from_state else None,
-            to_state=RolloutState(row.to_state),
-            reason=row.reason or "",
-            actor=row.actor,
-            at=row.created_at,
-        )
-        for row in tx.session.scalars(query.order_by(Transition.id))
-    ]
+    return _locked(tx, rolloutviews.get(tx, principal, rollout_id).id)

@@ -16,7 +16,7 @@ from uuid import UUID, uuid4
 from sqlalchemy import func, select
 
 from app import arms, budgets, catalog, jobs, ledger, logs, manifests, metrics, objects, sums
-from app.db import Tx, among
+from app.db import Tx, Values, among
 from app.tables import (
     Arm,
     Assignment,
@@ -453,26 +453,36 @@ class Errand:
     rollout_id: UUID | None = None
 
 
-def send(tx: Tx, run: Run, version: Version, client_id: UUID, errand: Errand) -> Assignment:
-    """Give a client work on a version of an arm; the run must be locked."""
-    assignment = Assignment(
-        id=uuid4(),
-        project_id=run.project_id,
-        run_id=run.id,
-        arm_id=version.arm_id,
-        rollout_id=errand.rollout_id,
-        client_id=client_id,
-        version_id=version.id,
-        kind=errand.kind,
-        attempt=errand.attempt,
-        state=AssignmentState.ASSIGNED.value,
-        deadline=errand.deadline,
-        created_at=tx.now,
-    )
-    tx.session.add(assignment)
-    tx.session.flush()
-    _record(tx, "assignment", assignment, before=None, reason=errand.reason)
-    return assignment
+def send(tx: Tx, run: Run, version: Version, clients: Sequence[UUID], errand: Errand) -> None:
+    """Give clients work on a version of an arm, in three statements however many they are; the run
+    must be locked.
+    """
+    ids, state = [uuid4() for _ in clients], AssignmentState.ASSIGNED.value
+    same: Values = {
+        Assignment.project_id: run.project_id,
+        Assignment.run_id: run.id,
+        Assignment.arm_id: version.arm_id,
+        Assignment.rollout_id: errand.rollout_id,
+        Assignment.version_id: version.id,
+        Assignment.kind: errand.kind,
+        Assignment.attempt: errand.attempt,
+        Assignment.state: state,
+        Assignment.deadline: errand.deadline,
+        Assignment.created_at: tx.now,
+    }
+    tx.insert_each({Assignment.id: ids, Assignment.client_id: clients}, same)
+    moved: Values = {
+        Transition.project_id: run.project_id,
+        Transition.subject_kind: "assignment",
+        Transition.to_state: state,
+        Transition.reason: errand.reason,
+        Transition.actor: tx.actor,
+        Transition.created_at: tx.now,
+    }
+    tx.insert_each({Transition.subject_id: ids}, moved)
+    body = {"from": None, "to": state, "reason": errand.reason}
+    subjects = [f"assignment:{each}" for each in ids]
+    ledger.append_each(tx, f"assignment.{state}", subjects, project=run.project_id, body=body)
 
 
 def overdue_ablations(tx: Tx) -> Sequence[Assignment]:
@@ -506,10 +516,8 @@ def _start_evaluation(
     errand = Errand("evaluate", run.evaluation_ends, "evaluate the last version")
     clients = arms.clients_of(tx, run)
     for arm in arms.of_run(tx, run):
-        version = catalog.newest_version(tx, arm.id)
-        for client_id in clients:
-            if arm.name in settings.arms_of(str(client_id)):
-                send(tx, run, version, client_id, errand)
+        mine = [each for each in clients if arm.name in settings.arms_of(str(each))]
+        send(tx, run, catalog.newest_version(tx, arm.id), mine, errand)
     finish_evaluation(tx, run.id)
 
 

@@ -194,7 +194,11 @@ def list_versions(client: Client, run_id: RunId) -> Iterator[VersionInfo]:
     return client.versions(run_id)
 
 
-@command(runs, "evaluations", columns=("client_name", "personal_share", "participations", "scores"))
+@command(
+    runs,
+    "evaluations",
+    columns=("client_name", "arm", "personal_share", "participations", "scores"),
+)
 def list_evaluations(client: Client, run_id: RunId) -> Iterator[Evaluation]:
     """List what clients measured at the end of a run."""
     return client.evaluations(run_id)

@@ -9,9 +9,8 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
-from typing import Any
 
 from pydantic import ValidationError
 
@@ -29,7 +28,6 @@ from fedselect.errors import (
     TrainingError,
     WireError,
 )
-from fedselect.evaluations import EvaluationReport
 from fedselect.exchange import STORE_REFUSED, TRANSIENT, Retries
 from fedselect.feedback import write_update
 from fedselect.fetching import Versions
@@ -39,11 +37,10 @@ from fedselect.personal import (
     Learner,
     Participation,
     PersonalState,
-    Score,
     derive_seed,
 )
 from fedselect.protocol import Registration
-from fedselect.space import FloatVector
+from fedselect.scoring import Scorer
 from fedselect.switching import Switch
 from fedselect.wire import UpdateMeta
 from fedselect.witness import Witness
@@ -135,7 +132,7 @@ class Agent:
     ) -> None:
         self._client = client
         self._learner = learner
-        self._explainer = explainer
+        self._kinds = KINDS if explainer is not None else KINDS[:-1]
         self._folder = folder
         self._name = name
         self._rng = rng
@@ -147,6 +144,7 @@ class Agent:
         folder.keep_space(learner.space)
         self._versions = Versions(client, folder, learner.space)
         self._switch = Switch(folder, learner, self._versions, name=name)
+        self._scorer = Scorer(client, learner, self._versions, self._switch, explainer)
 
     def run(
         self,
@@ -204,15 +202,23 @@ class Agent:
             wait = self._patience.backoff(1)
             return Step(StepOutcome.DISCARDED, wait, tentative.round, str(error))
         work, wait = answer.assignment, self._pause(answer)
+        if self._switch.pin(answer.pinned):
+            pending = self._folder.pending()  # their records have changed
         ended = list(outcomes.ended(pending, answer))
         self._witness.see(answer.checkpoint, working=bool(ended) or work is not None)
         if ended:
             more = work is not None or len(ended) > 1
             return _settle(ended[0], wait=0.0 if more else wait)
+        refused = None
         if answer.serving is not None and self._switch.due(answer.serving):
-            return self._serve(answer.serving, wait=0.0 if work is not None else wait)
+            step = self._serve(answer.serving, wait=0.0 if work is not None else wait)
+            if step.outcome is StepOutcome.SERVING or work is None:
+                return step
+            refused = step.detail
         if work is not None:
-            return self._take(work, pending, wait=wait)
+            step = self._take(work, pending, wait=wait)
+            said = "; ".join(filter(None, (step.detail, refused)))
+            return replace(step, detail=said)
         if answer.unreadable is not None:
             reason = answer.unable or ""
             self._client.decline(answer.unreadable, reason)
@@ -231,21 +237,21 @@ class Agent:
             encodings=ENCODINGS,
             versions=self._folder.versions(),
             waiting=asked[1:],
-            kinds=KINDS if self._explainer is not None else KINDS[:-1],
+            kinds=self._kinds,
         )
 
     def _pause(self, answer: CheckInAnswer) -> float:
         return self._rng.uniform(answer.retry_after_min, answer.retry_after_max)
 
     def _serve(self, wanted: Serving, *, wait: float) -> Step:
-        """Serve what the coordinator says; what cannot be served leaves all as it was."""
+        """Serve what the coordinator says; what cannot be served leaves all as it was, and holds
+        back nothing else.
+        """
         which = f"version {wanted.version.number} of {wanted.channel}"
         try:
             self._switch.to(wanted)
         except (*_UNABLE, ServiceError) as error:
-            if getattr(error, "status", None) in TRANSIENT:
-                raise
-            self._switch.give_up(wanted)
+            self._switch.failed(wanted, may_pass=isinstance(error, ServiceError))
             return Step(StepOutcome.WAITING, wait, detail=f"{which} is not served: {error}")
         return Step(StepOutcome.SERVING, wait, detail=which)
 
@@ -296,8 +302,10 @@ class Agent:
             if work.kind == "train":
                 return self._deliver(arm, work, tentative=self._train(arm, work), wait=wait)
             if work.kind == "ablate":
-                return self._ablate(arm, work, wait=wait)
-            return self._evaluate(arm, work, wait=wait)
+                self._scorer.ablate(arm, work)
+                return Step(StepOutcome.ABLATED, wait)
+            self._scorer.evaluate(arm, work)
+            return Step(StepOutcome.EVALUATED, wait)
         except _UNABLE as error:
             return self._decline(work, str(error), wait=wait)
 
@@ -340,49 +348,6 @@ class Agent:
         if committed and self._recent and self._recent[0] == committed.state.sha256:
             return self._recent[1]
         return arm.committed(self._learner.space)
-
-    def _evaluate(self, arm: Arm, work: Assignment, *, wait: float) -> Step:
-        space, settings = self._learner.space, work.run.settings
-        base, state = self._versions.base(arm, work), self._committed(arm)
-        if work.against is not None or state is None:
-            state = self._switch.state(work.arm_id, work.base.sha256) or state
-        state = state or PersonalState.start(base, settings.policy.first_mask(space))
-        scores = self._scores(arm, work, state, base)
-        arm.tally()
-        report = {
-            "scores": {name: asdict(score) for name, score in scores.items()},
-            "participations": state.participations,
-            "personal_share": state.merge_mask.share(space),
-            "bytes_sent": arm.record.bytes_sent,
-            "bytes_received": arm.record.bytes_received,
-            "delta_bytes_received": arm.record.delta_bytes_received,
-            "control_sent": arm.record.control_sent,
-            "control_received": arm.record.control_received,
-            "gated": state.gated,
-            "divergence": self._versions.divergence(arm, state, base),
-            "labels": self._explainer.labels() if self._explainer is not None else None,
-        }
-        self._client.evaluate(work.id, _report(report).disclosed(settings))
-        return Step(StepOutcome.EVALUATED, wait)
-
-    def _scores(
-        self, arm: Arm, work: Assignment, state: PersonalState, base: FloatVector
-    ) -> dict[str, Score]:
-        settings = work.run.settings
-        if work.against is None:
-            origin = self._versions.origin(arm, work)
-            return self._learner.evaluate(state, base, settings=settings, origin=origin)
-        models = ("post", state.personalized(base)), ("before", self._switch.model(work.against))
-        return self._learner.scores(models, own="post", settings=settings)
-
-    def _ablate(self, arm: Arm, work: Assignment, *, wait: float) -> Step:
-        base, state = self._versions.base(arm, work), self._committed(arm)
-        if state is None or self._explainer is None:
-            raise TrainingError("nothing of this run's model is this client's own")
-        found = self._explainer.ablate(state, base, settings=work.run.settings)
-        arm.tally()
-        self._client.ablate(work.id, found.disclosed(work.run.settings))
-        return Step(StepOutcome.ABLATED, wait)
 
     def _decline(self, work: Assignment, reason: str, *, wait: float) -> Step:
         self._client.decline(work.id, reason)
@@ -437,14 +402,3 @@ def _settle(end: outcomes.End, *, wait: float) -> Step:
     if outcome.reason:
         detail += f": {outcome.reason}"
     return Step(StepOutcome.DISCARDED, wait, tentative.round, detail)
-
-
-def _report(numbers: dict[str, Any]) -> EvaluationReport:
-    try:
-        return EvaluationReport.model_validate(numbers)
-    except ValidationError as error:
-        fault = error.errors(include_url=False)[0]
-        where = ".".join(map(str, fault["loc"]))
-        raise TrainingError(
-            f"the evaluation cannot be reported: {where}: {fault['msg']}"
-        ) from error

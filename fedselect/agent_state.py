@@ -12,7 +12,8 @@ Owns names and order of writing of every file in it (their form is ``agentdocs``
     versions/<sha256>                     version files in use
     arms/<arm>/arm.json                   the truth about an arm: committed, tentative, counters
     arms/<arm>/run.json                   its run and settings, for the site's own people
-    arms/<arm>/<assignment>.safetensors   personal states
+    arms/<arm>/<assignment>.safetensors   personal states: the last few that counted, those of
+                                          pinned versions, and the tentative one
     arms/<arm>/<assignment>.update        the update of the tentative one, until it is settled
 
 Every change of an arm is one atomic replacement of its ``arm.json``, after the files that it names
@@ -26,7 +27,7 @@ import fcntl
 import hashlib
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from uuid import UUID, uuid4
@@ -178,6 +179,13 @@ class AgentFolder:
 
     # --- arms ----------------------------------------------------------------------------------
 
+    def keep_parts(self, versions: Mapping[UUID, set[int]]) -> None:
+        """Keep the personal states that go with these versions, by arm and number, if they are
+        still here; those of others need not stay.
+        """
+        for path in sorted(self._arms.iterdir()):
+            Arm(path, self.meter).pin(versions.get(UUID(path.name), set()))
+
     def arm(self, arm_id: UUID) -> Arm:
         """The state in one arm."""
         path = self._arms / str(arm_id)
@@ -198,6 +206,7 @@ class Arm:
 
     def __init__(self, path: Path, meter: Meter) -> None:
         self._path, self._meter = path, meter
+        self.id = UUID(path.name)
         self.record = read_arm(path)
         self._sweep()
 
@@ -207,9 +216,25 @@ class Arm:
         Raises:
             FedSelectError: ``state_corrupt`` or ``state_mismatch``.
         """
-        if self.record.committed is None:
-            return None
-        return PersonalState.from_bytes(self._load(self.record.committed.state), space)
+        return self._state(self.record.committed, space)
+
+    def counted(self, number: int, space: ParameterSpace) -> PersonalState | None:
+        """The personal state that goes with a version of the arm, None for a client that had none
+        then; which one it is, :meth:`ArmRecord.at` says.
+
+        Raises:
+            FedSelectError: ``state_corrupt`` or ``state_mismatch``.
+        """
+        return self._state(self.record.at(number), space)
+
+    def _state(self, kept: Committed | None, space: ParameterSpace) -> PersonalState | None:
+        return PersonalState.from_bytes(self._load(kept.state), space) if kept else None
+
+    def pin(self, numbers: set[int]) -> None:
+        """Versions of the arm whose personal states are to be kept."""
+        pinned = tuple(sorted(numbers))
+        if pinned != self.record.pinned:
+            self._change(pinned=pinned)
 
     def update(self, tentative: Tentative) -> tuple[Source, UploadReserve]:
         """The update file of the tentative work, left on the disk, and what to announce of it.
@@ -280,8 +305,14 @@ class Arm:
             state=tentative.state,
             base=tentative.base,
         )
-        participations = self.record.participations + 1
-        self._change(committed=committed, tentative=None, participations=participations)
+        after = self.record.followed_by(committed)
+        self._change(
+            committed=committed,
+            earlier=after.earlier,
+            first=after.first,
+            tentative=None,
+            participations=self.record.participations + 1,
+        )
         self._sweep()
 
     def discard(self) -> None:

@@ -17,6 +17,7 @@ from fedselect.checkindocs import RunBrief
 from fedselect.errors import FedSelectError
 
 CREDENTIALS, SPACE, RUN = "credentials.json", "space.json", "run.json"
+HISTORY = 3  # committed states of an arm that are kept behind the present one
 DIGEST = re.compile("[0-9a-f]{64}")
 
 
@@ -95,7 +96,10 @@ class ArmRecord(Document):
 
     ``bytes_sent`` are of update files, ``bytes_received`` of version and delta files together.
     ``control_sent`` and ``control_received`` are what else was exchanged; of a process that was
-    killed, what it exchanged after its last change here is not known.
+    killed, what it exchanged after its last change here is not known. ``earlier`` are states that
+    counted before ``committed``, newest first; ``first`` is the round of the very first one, which
+    an earlier release did not note; ``pinned`` are numbers of versions that the coordinator may say
+    are to be served.
     """
 
     format: Literal["fedselect-arm/1"] = "fedselect-arm/1"
@@ -108,6 +112,35 @@ class ArmRecord(Document):
     control_sent: int = 0
     control_received: int = 0
     received: tuple[str, ...] = ()
+    earlier: tuple[Committed, ...] = ()
+    first: int | None = None
+    pinned: tuple[int, ...] = ()
+
+    def at(self, number: int) -> Committed | None:
+        """What counted when version ``number`` was published: the last of this client's own rounds
+        up to it, None if it had taken part in none by then. If that one is not kept any more it is
+        an earlier one, or else the oldest that is.
+        """
+        kept = self._kept()
+        if not kept or number < (self.first or 1):
+            return None
+        return next((each for each in kept if each.round <= number), kept[-1])
+
+    def followed_by(self, committed: Committed) -> ArmRecord:
+        """The same with new work that counts. Of what counted before, the last few stay, and what
+        belongs to pinned versions.
+        """
+        before, first = self._kept(), self.first
+        if self.participations == 0:
+            first = committed.round
+        changes = {"committed": committed, "earlier": before, "first": first}
+        after = self.model_copy(update=changes)
+        needed = [after.at(number) for number in self.pinned]
+        earlier = tuple(e for k, e in enumerate(before) if k < HISTORY or e in needed)
+        return after.model_copy(update={"earlier": earlier})
+
+    def _kept(self) -> tuple[Committed, ...]:
+        return (self.committed, *self.earlier) if self.committed else ()
 
     def work(self) -> list[Committed | Tentative]:
         """What was trained here: what counts, and what is tentative."""
@@ -115,7 +148,7 @@ class ArmRecord(Document):
 
     def files(self) -> set[str]:
         """Names of the files that must stay."""
-        named = [self.committed.state] if self.committed else []
+        named = [each.state for each in self._kept()]
         if self.tentative:
             named += [self.tentative.state, self.tentative.update]
         return {file.name for file in named}

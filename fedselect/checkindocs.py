@@ -86,7 +86,7 @@ Kind = Literal["train", "evaluate", "ablate"]
 class Serving(Answer):
     """The version that a client should serve now, because a channel or a rollout says so."""
 
-    channel: Literal["stable", "pilot"]
+    channel: str = Field(description="`stable` or `pilot`; later releases may have others.")
     arm_id: UUID = Field(description="Whose personal part goes with it.")
     version: VersionInfo
     space_digest: str
@@ -96,6 +96,13 @@ class Serving(Answer):
         description="Settings of that arm: a client without a personal part in it trains one "
         "participation with them before it serves, and sends nothing of that.",
     )
+
+
+class Pinned(Answer):
+    """A version that this client may be told to serve, so that it keeps its own part of then."""
+
+    arm_id: UUID
+    number: int
 
 
 class Assignment(Answer):
@@ -152,6 +159,10 @@ class CheckInAnswer(Answer):
     )
     serving: Serving | None = Field(
         None, description="What the client should serve now; null: no channel is set for it."
+    )
+    pinned: list[Pinned] = Field(
+        [],
+        description="Versions that channels point at or can go back to, and those of rollouts.",
     )
     _unreadable: UUID | None = PrivateAttr(None)
 

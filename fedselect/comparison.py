@@ -10,6 +10,8 @@ each group is its own. Intervals:
 - over these clients' examples: Newcombe's for independent shares (Statistics in Medicine 17:873,
   1998, method 10). Which examples two arms both got right nobody knows, and models mostly fail on
   the same ones, so it is too wide rather than too narrow;
+- between randomized groups of fewer than 10 clients nothing decides: what the clients of one group
+  find easier than those of the other is no effect of an arm;
 - what decides is corrected for the number of pairs (Bonferroni; O. J. Dunn, JASA 56, 1961), as the
   leader is picked from the same figures.
 
@@ -46,6 +48,7 @@ from fedselect.reportdoc import Accuracy, Interval, Population
 from fedselect.reporting import Evaluated, unlike
 
 Shares = npt.NDArray[np.float64]
+ANYTHING = Interval(low=-100, high=100)
 
 
 @dataclass(frozen=True, slots=True)
@@ -238,9 +241,10 @@ def _difference(
     shares = draws[arm] - draws[against]
     over_clients = _interval(shares, fewest, effects.LEVEL)
     wide = _interval(shares, fewest, level)
-    decisive = wide or effects.difference(one, other, level=level)
-    accuracy = [[100 * s.correct / s.total for s in each] for each in (mine, theirs)]
     paired = run.mode == "parallel"
+    of_examples = effects.difference(one, other, level=level) if paired else ANYTHING
+    decisive = wide or of_examples
+    accuracy = [[100 * s.correct / s.total for s in each] for each in (mine, theirs)]
     return Difference(
         arm=arm,
         against=against,
@@ -253,7 +257,7 @@ def _difference(
         worst_points=min(accuracy[0]) - min(accuracy[1]),
         over_clients=over_clients,
         over_examples=effects.difference(one, other),
-        unit="examples" if wide is None else "clients",
+        unit="clients" if wide or not paired else "examples",
         level_percent=100 * level,
         decisive=decisive,
         verdict="better" if decisive.low > 0 else "worse" if decisive.high < 0 else "undecided",

@@ -158,6 +158,7 @@ class Evaluation(Answer):
     version_id: UUID
     version_number: int
     arm_id: UUID | None = None
+    arm: str | None = None
     scores: dict[str, ScoreReport]
     participations: int
     personal_share: float

@@ -278,6 +278,11 @@ def _measured(found: Explanation) -> Iterator[str]:
     text = f"With them it gets {whole.percent:.1f} % of its {whole.examples:,} held-out examples "
     text += f"right ({whole.interval.low:.1f} to {whole.interval.high:.1f})"
     yield f"{text}; without any of them {_would(measured.lost)}." if measured.lost else f"{text}."
+    if measured.version is not None and measured.version < found.round:
+        yield (
+            f"That was measured with version {measured.version}; the parameters counted here are "
+            f"those of round {found.round}, so ask for a new ablation before comparing the two."
+        )
     losing = [each for each in found.tensors if each.lost and each.lost.sign == "loss"]
     if losing:
         worth = max(losing, key=lambda each: each.lost.points if each.lost else 0.0)

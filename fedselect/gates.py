@@ -54,6 +54,29 @@ def judge(gates: Gates, seen: Observed) -> list[GateVerdict]:
     return [_verdict(gate, gate.limit) for gate in found if gate.limit is not None]
 
 
+def cannot_tell(gates: Gates, stages: Sequence[int], control: int) -> list[str]:
+    """What is known before anything is measured: gates that groups of these sizes leave open."""
+    limits = {"mean_gain": gates.mean_gain, "worst_decile_drop": gates.worst_decile_drop}
+    names = [name for name, limit in limits.items() if limit is not None]
+    least = effects.ENOUGH_CLIENTS
+    small = [k for k, size in enumerate(stages, start=1) if min(size, control) < least]
+    if not names or not small:
+        return []
+    every = "in no stage" if len(small) == len(stages) else f"not in stage {_listed(small)}"
+    sizes = _listed([stages[k - 1] for k in small])
+    return [
+        f"{' and '.join(names)} can tell {every}: {least} clients are needed in the stage and in "
+        f"the control group, there are {sizes} and {control}. There the rollout is held, and an "
+        "administrator decides, whatever else is measured. A larger minimum or control makes the "
+        "groups larger; null switches a gate off."
+    ]
+
+
+def _listed(numbers: Sequence[int]) -> str:
+    *first, last = (f"{number:,}" for number in numbers)
+    return f"{', '.join(first)} and {last}" if first else last
+
+
 # --- what a gate looks at ----------------------------------------------------------------------
 
 
@@ -75,19 +98,22 @@ class _Gate:
     measure: Callable[[], _Measured]
 
 
-def _gains(group: Sequence[Observation], baseline: str) -> dict[str, Gain]:
-    """Each client's gain with its group's version merged in, over its own baseline.
+def gain_of(scores: effects.Scores, baseline: str) -> Gain | None:
+    """A client's gain with its group's version merged in, over its own baseline; None if it has not
+    scored both.
 
     Scored together with ``before``, what the version gives is ``post``, and the overlap is known.
     """
-    found, paired = {}, baseline == "before"
-    for each in group:
-        scores = each.scores or {}
-        version, base = scores.get("post" if paired else "pre"), scores.get(baseline)
-        if version is not None and base is not None:
-            base = base if paired else _alone(base)
-            found[each.client] = effects.gain(version, base, judged=True)
-    return found
+    paired = baseline == "before"
+    version, base = scores.get("post" if paired else "pre"), scores.get(baseline)
+    if version is None or base is None:
+        return None
+    return effects.gain(version, base if paired else _alone(base), judged=True)
+
+
+def _gains(group: Sequence[Observation], baseline: str) -> dict[str, Gain]:
+    found = {each.client: gain_of(each.scores or {}, baseline) for each in group}
+    return {client: gain for client, gain in found.items() if gain is not None}
 
 
 def _alone(score: ScoreReport) -> ScoreReport:
@@ -104,8 +130,8 @@ def _few(stage: dict[str, Gain], control: dict[str, Gain]) -> str:
     if least >= effects.ENOUGH_CLIENTS:
         return ""
     return (
-        f"{len(stage)} and {len(control)} clients were measured, "
-        f"{effects.ENOUGH_CLIENTS} are needed in either group"
+        f"{len(stage)} clients of the stage and {len(control)} of the control group were measured, "
+        f"{effects.ENOUGH_CLIENTS} of each are needed"
     )
 
 
@@ -220,4 +246,8 @@ def _sentence(gate: _Gate, limit: float, seen: _Measured, verdict: Verdict) -> s
     text = f"{gate.name} is {figure}, {gate.keeps} {limit:.4g} is asked"
     if verdict is Verdict.INSUFFICIENT and seen.why_not:
         return f"{text}; insufficient evidence: {seen.why_not}; admin decides"
-    return text
+    if seen.interval is None:
+        return text
+    low, high = seen.interval.low, seen.interval.high
+    text += f" (95 % interval {low:.4g} to {high:.4g}"
+    return f"{text}, which leaves both open)" if low < limit < high else f"{text})"

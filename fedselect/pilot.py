@@ -207,6 +207,19 @@ def stage_line(found: RolloutDetail) -> str:
     )
 
 
+def harmed_line(found: RolloutDetail) -> str | None:
+    """Whom the version has harmed, as far as its own examples can tell; None: nobody."""
+    gains = [(each.client_name, each.gain) for each in found.members if each.gain]
+    said = [
+        f"{name} {gain.points:+.1f} points (95 % {gain.interval.low:+.1f} to "
+        f"{gain.interval.high:+.1f})"
+        for name, gain in sorted(gains, key=lambda each: each[1].points)
+        if gain.harmed
+    ]
+    more = [f"{len(said) - MOST_NAMED} more"] if len(said) > MOST_NAMED else []
+    return f"Harmed: {', '.join(said[:MOST_NAMED] + more)}." if said else None
+
+
 def judgement(found: RolloutDetail) -> Judgement | None:
     """What was said of the present stage, or None."""
     return next((each for each in reversed(found.judgements) if each.stage == found.stage), None)

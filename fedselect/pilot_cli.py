@@ -326,13 +326,14 @@ def promote(
     found = pilotwatch_cli.rollout_named(talk.client, talk.file.name)
     if found is None:
         found = _begin(talk, begun(talk, file), arm, reason)
+        notes = found.notes
     else:
         why = pilot.blocked(found, anyway=anyway)
         if why is not None:
             raise FedSelectError(f"{talk.file.name}: {why}", code="pilot_not_promoted")
-        found = talk.client.promote_rollout(found.id, order)
+        found, notes = talk.client.promote_rollout(found.id, order), []
     words = found.state.value.replace("_", " ")
-    lines = [f"Rollout {words}: {pilot.stage_line(found)}."]
+    lines = [f"Rollout {words}: {pilot.stage_line(found)}.", *notes]
     if found.state is RolloutState.RUNNING:
         lines.append(f"Its clients measure it now: fedselect pilot watch {file}")
     talk.say({"rollout": found}, *lines)

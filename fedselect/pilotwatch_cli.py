@@ -21,7 +21,7 @@ from fedselect.client import Client
 from fedselect.errors import ServiceError
 from fedselect.exchange import TRANSIENT
 from fedselect.lifecycle import TERMINAL_ROUNDS, RunState
-from fedselect.pilot import OVER, RoundRow, judgement, round_row, stage_line
+from fedselect.pilot import OVER, RoundRow, harmed_line, judgement, round_row, stage_line
 from fedselect.protocol import RoundInfo, RunInfo
 from fedselect.rolloutdocs import RolloutDetail, RolloutState
 
@@ -202,7 +202,11 @@ def _end(scene: Scene) -> str:
         judged, why = judgement(rollout), _shown(rollout.reason)
         if judged and any(gate.text in why for gate in judged.gates):  # they stand in the table
             why = why.partition(":")[0]
-        return f"Rollout {rollout.state.value.replace('_', ' ')}: {why}."
+        text = f"Rollout {rollout.state.value.replace('_', ' ')}: {why}."
+        waits = rollout.state in {RolloutState.PASSED, RolloutState.HELD}
+        text += " Next: fedselect pilot promote, or pilot rollback" if waits else ""
+        harmed = harmed_line(rollout)
+        return f"{_shown(harmed)}\n{text}" if harmed else text
     if run.state is RunState.FINISHED:
         return f"Finished; {scene.evaluated} clients have reported. Next: fedselect pilot report"
     if run.state is RunState.EVALUATING:

@@ -16,7 +16,7 @@ from pydantic import Field, field_validator
 
 from fedselect.cohortdocs import Why
 from fedselect.protocol import Answer, Name, Request
-from fedselect.reportdoc import Interval
+from fedselect.reportdoc import Gain, Interval
 from fedselect.scalars import Flag, Real, Whole
 
 Percent = Annotated[Real, Field(gt=0, le=100)]
@@ -147,6 +147,9 @@ class GroupMember(Answer):
     client_id: UUID
     client_name: str
     evaluation: str = Field(description="State of its assignment; `accepted`: it is in.")
+    gain: Gain | None = Field(
+        None, description="With its group's version over `gates.baseline`; null: not measured."
+    )
 
 
 class RolloutDecision(Answer):
@@ -178,6 +181,9 @@ class RolloutInfo(Answer):
     stage_ends: datetime
     created_at: datetime
     ended_at: datetime | None
+    notes: list[str] = Field(
+        [], description="What its settings lead to with as many clients, in words."
+    )
 
 
 class RolloutDetail(RolloutInfo):

@@ -32,7 +32,7 @@ class Pair(Document):
     that this part comes from, 0 if it was trained for serving alone.
     """
 
-    channel: Literal["stable", "pilot"]
+    channel: str
     arm: UUID
     number: int
     version: StoredFile

@@ -7,7 +7,7 @@ from uuid import UUID
 
 from fastapi import APIRouter, Response
 
-from app import channels, clients, cohorts, rollouts
+from app import channels, clients, cohorts, rollouts, rolloutviews
 from app.auth import Scope
 from app.db import Tx
 from app.routes import ROLLOUT_STATE, problems
@@ -230,7 +230,7 @@ def start_rollout(body: RolloutCreate, call: Call = WRITE) -> RolloutInfo:
 )
 def list_rollouts(paging: Paged, call: Call = READ) -> Page[RolloutInfo]:
     """Oldest first."""
-    return call.page(paging, lambda _: rollouts.listed(call.who), rollouts.infos)
+    return call.page(paging, lambda _: rolloutviews.listed(call.who), rolloutviews.infos)
 
 
 @router.get(
@@ -241,7 +241,7 @@ def list_rollouts(paging: Paged, call: Call = READ) -> Page[RolloutInfo]:
 )
 def get_rollout(rollout_id: UUID, response: Response, call: Call = READ) -> RolloutDetail:
     """Every gate's verdict with its numbers, and everything that was decided; an entity tag."""
-    found = call.run(lambda tx: rollouts.detail(tx, rollouts.get(tx, call.who, rollout_id)))
+    found = call.run(lambda tx: rolloutviews.detail(tx, rolloutviews.get(tx, call.who, rollout_id)))
     response.headers["ETag"] = _rollout_tag(found)
     return found
 
@@ -271,8 +271,8 @@ def command_rollout(
     event = RolloutEvent(command.replace("-", "_"))
 
     def work(tx: Tx) -> RolloutDetail:
-        rollout = rollouts.get(tx, call.who, rollout_id, lock=True)
-        check_match(if_match, _rollout_tag(rollouts.infos(tx, [rollout])[0]))
+        rollout = rollouts.get_locked(tx, call.who, rollout_id)
+        check_match(if_match, _rollout_tag(rolloutviews.infos(tx, [rollout])[0]))
         return rollouts.command(tx, rollout, event, reason=body.reason)
 
     changed = call.run(work)

@@ -139,6 +139,7 @@ class Coordinator:
     ledger: Ledger = field(default_factory=Ledger)
     delta: DeltaEncoding | None = None  # of updates, and of what versions add to each other
     channel: Callable[[int], int | None] = lambda published: None  # what it points at
+    pins: Callable[[int], list[int]] = lambda published: []  # what it may point at one day
     compared: int | None = None  # the version that the evaluation is compared with
     steps: list[bytes] = field(default_factory=list)  # the file that leads from n to n + 1
     arm: int = 0  # another arm has other ids, versions and objects
@@ -256,6 +257,10 @@ class Coordinator:
                 checkpoint=self.ledger.head(2 * len(self.published) + 1),
                 run_state=self.run_state,
                 serving=self._serving(self.channel(len(self.published))),
+                pinned=[
+                    checkindocs.Pinned(arm_id=self._known("arm"), number=number)
+                    for number in self.pins(len(self.published))
+                ],
             ),
         )
 

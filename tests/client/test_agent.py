@@ -110,7 +110,7 @@ def test_only_the_files_in_use_stay_and_only_their_owner_reads_them(
         "space.json",
         f"{arm}/arm.json",
         f"{arm}/run.json",
-        f"{arm}/{known_id('3.1')}.safetensors",
+        *(f"{arm}/{known_id(row)}.safetensors" for row in ("1.1", "2.1", "3.1")),
     }
     modes = {stat.S_IMODE(p.stat().st_mode) for p in life.path.rglob("*")}
     assert stat.S_IMODE(life.path.stat().st_mode) == 0o700

@@ -6,18 +6,20 @@ import itertools
 from collections.abc import Iterator
 from typing import Any
 
+import httpx
 import numpy as np
 import pytest
 
 import fedselect
-from fedselect import shelf, wire
+from fedselect import agentdocs, shelf, wire
+from fedselect.agentdocs import ArmRecord, Committed, StoredFile
 from fedselect.errors import FedSelectError
 from fedselect.personal import derive_seed
 from fedselect.serving import Personalized
 from fedselect.shelf import read_shown
 from fedselect.space import FloatVector
 
-from .fake_coordinator import SPACE, TinyLearner, known_id
+from .fake_coordinator import SPACE, TinyLearner, known_id, problem
 from .fake_site import NAME, Killed, Life, Live, O, sites
 from .test_agent_crashes import Axe, assert_same_files, survive, watched
 
@@ -139,13 +141,16 @@ def test_a_version_that_was_never_served_is_compared_as_it_would_be(live: Live) 
     life.run()
     report = life.other.evaluation
     assert report is not None
-    merged = life.state().personalized(decoded(life, 0))
+    settings, base = life.other.settings, decoded(life, 0)
+    seed = derive_seed(settings, NAME, 0)  # it had nothing of its own at version 0
+    alone = TinyLearner().participate(None, base, settings=settings, seed=seed).state
+    merged = alone.personalized(base)
     assert report.scores["before"].loss == pytest.approx(float(np.abs(merged).sum()))
     assert [pair.number for pair in read_shown(life.path).pairs] == [1]
 
 
 def test_what_cannot_be_served_leaves_everything_as_it_was(live: Live) -> None:
-    life = live(rounds=2, channel=lambda published: 0 if published else None)
+    life = live(rounds=2, channel=lambda published: 1 if published else None)
     other = life.other._serving
 
     def strange(number: int | None) -> Any:
@@ -165,7 +170,7 @@ def test_what_cannot_be_served_leaves_everything_as_it_was(live: Live) -> None:
     assert served(newcomer).channel is None
 
 
-def test_another_model_is_not_its_business(live: Live) -> None:
+def test_another_model_is_refused_in_words_and_nothing_else_is_held_back(live: Live) -> None:
     life = live(rounds=1, channel=lambda _: 0)
     own = life.other._serving
 
@@ -176,6 +181,117 @@ def test_another_model_is_not_its_business(live: Live) -> None:
     life.other._serving = foreign  # type: ignore[method-assign]
     life.run()
     assert O.SERVING not in life.outcomes()
+    (said,) = [step.detail for step in life.steps if "is not served" in step.detail]
+    assert "parameter space 000000000000…" in said
+    assert life.other.published == [1]
+
+
+def test_a_channel_of_a_later_release_is_followed(live: Live) -> None:
+    life = live(rounds=1, channel=lambda published: 1 if published else None)
+    own = life.other._serving
+
+    def later(number: int | None) -> Any:
+        found = own(number)
+        return found and found.model_copy(update={"channel": "canary"})
+
+    life.other._serving = later  # type: ignore[method-assign]
+    life.run()
+    assert served(life).channel == "canary"
+
+
+def at_once(live: Live, number: int, rounds: int) -> FloatVector:
+    """A version as it is served by who is told of it as soon as it is there."""
+    life = live(rounds=rounds, channel=lambda published: number if published == number else None)
+    life.run()
+    return flat(served(life))
+
+
+@pytest.mark.parametrize(
+    ("rounds", "pins", "own"),
+    [
+        (5, (), 2),  # it is still remembered
+        (9, (), 6),  # it is not any more: the oldest that is
+        (9, (2,), 2),  # the coordinator said early enough that it may be wanted
+    ],
+)
+def test_a_version_is_served_with_the_part_of_its_own_round(
+    live: Live, rounds: int, pins: tuple[int, ...], own: int
+) -> None:
+    channel, late = {rounds: 2}.get, {"rounds": rounds}
+    life = live(**late, channel=channel, pins=lambda published: pins if published > 1 else ())
+    life.run()
+    assert life.state().participations == rounds
+    assert (served(life).participations, served(life).round) == (own, own)
+    if own == 2:
+        np.testing.assert_array_equal(flat(served(life)), at_once(live, 2, rounds))
+
+
+def test_states_that_counted_do_not_pile_up(live: Live) -> None:
+    life = live(rounds=9, pins=lambda published: [2] if 1 < published < 8 else [])
+    kept = []
+
+    def look(where: str) -> None:
+        if where == "before POST /v1/check-ins" and life.record().tentative is None:
+            record = life.record()
+            kept.append([each.round for each in record.earlier])
+            names = {path.name for path in life.arm.glob("*.safetensors")}
+            assert names == {each.state.name for each in (*record.earlier, *record.work())}
+
+    life.cut = look
+    life.run()
+    assert kept[-1] == [8, 7, 6]
+    assert [6, 5, 4, 2] in kept, "the pinned one stays"
+    assert max(map(len, kept)) == agentdocs.HISTORY + 1
+
+
+def test_who_came_later_had_nothing_of_an_earlier_version() -> None:
+    def done(number: int) -> Committed:
+        file = StoredFile(name=f"{number}.safetensors", sha256="0" * 64, size=1)
+        return Committed(assignment=known_id(f"{number}"), round=number, state=file)
+
+    record = ArmRecord()
+    for number in (3, 5):
+        record = record.followed_by(done(number))
+        record = record.model_copy(update={"participations": record.participations + 1})
+    assert [record.at(n) for n in range(7)] == [None] * 3 + [done(3)] * 2 + [done(5)] * 2
+    # An earlier release did not note when it began; version 0 is nobody's own.
+    old = ArmRecord(participations=9, committed=done(7))
+    assert [old.at(n) for n in (0, 1, 9)] == [None, done(7), done(7)]
+
+
+def test_a_version_that_cannot_be_fetched_holds_nothing_back(live: Live) -> None:
+    life = live(rounds=12, channel=lambda published: 1 if published > 3 else None)
+    fetch, asked = life.other._download, []
+
+    def away(number: int) -> httpx.Response:
+        if number == 1 and 3 < len(life.other.published) < 6:
+            asked.append(len(life.other.published))
+            return problem(503, "storage_away")
+        return fetch(number)
+
+    life.other._download = away  # type: ignore[method-assign]
+    life.run()
+    assert life.other.published == list(range(1, 13))
+    assert life.outcomes().count(O.TRAINED) == 12
+    told = [step for step in life.steps if "version 1 of stable is not served" in step.detail]
+    assert told[0].outcome is O.TRAINED, "the very step trains"
+    assert asked[0] == 4
+    assert len(told) > 1, "and it is tried again"
+    assert served(life).version == wire.file_digest(life.other.files[1])
+
+
+def test_an_evaluation_of_what_is_gone_is_declined(live: Live) -> None:
+    life = live(rounds=3, compared=1)
+    fetch = life.other._download
+
+    def gone(number: int) -> httpx.Response:
+        late = len(life.other.published) == 3  # before, it was the base of a round
+        return problem(410, "object_deleted") if number == 1 and late else fetch(number)
+
+    life.other._download = gone  # type: ignore[method-assign]
+    life.run()
+    assert life.outcomes()[-2:] == [O.DECLINED, O.FINISHED]
+    assert life.other.evaluation is None
 
 
 def test_old_pairs_do_not_pile_up_and_a_damaged_one_is_made_again(live: Live) -> None:

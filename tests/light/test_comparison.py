@@ -193,6 +193,19 @@ def test_randomized_groups_are_resampled_by_themselves() -> None:
     )
 
 
+def test_few_clients_of_different_groups_tell_nothing() -> None:
+    """Twenty were drawn for each arm, nine of one have answered: easier clients are no effect."""
+    easy = [(95, 100)] * 9, [(60, 100)] * 20
+    groups = (scored(0, FEDPER, easy[0]), scored(1, LOCAL, easy[1], first=100))
+    (each,) = compared(*groups, mode="randomized").differences
+    assert (each.verdict, each.unit, each.over_clients) == ("undecided", "clients", None)
+    assert ends(each.decisive) == (-100, 100)
+    assert each.over_examples.low > 0, "of these clients' examples alone it would be clear"
+    assert not compared(*groups, mode="randomized").recommendation.can_tell
+    pair = (scored(0, FEDPER, easy[0]), scored(1, LOCAL, easy[1][:9]))
+    assert compared(*pair).differences[0].verdict == "better"
+
+
 def test_pairs_make_the_interval_narrower_than_groups() -> None:
     counts = [(n * 9, 100) for n in range(1, 12)]
     pair = (scored(0, FEDPER, shifted(counts, 0.01)), scored(1, LOCAL, counts))

@@ -11,7 +11,7 @@ from pydantic import ValidationError
 
 from fedselect.effects import ENOUGH_CLIENTS, RESAMPLES, gain, mean_difference, worst_decile
 from fedselect.evaluations import ScoreReport
-from fedselect.gates import Observation, Observed, judge
+from fedselect.gates import Observation, Observed, cannot_tell, judge
 from fedselect.rolloutdocs import Gates, GateVerdict, RolloutCreate, Verdict
 
 OFF = dict.fromkeys(("mean_gain", "harmed_share", "worst_decile_drop", "rejection_rate", "latency"))
@@ -206,3 +206,33 @@ def test_stages_rise_to_all(stages):
     ids = dict.fromkeys(("model_id", "version_id"), "00000000-0000-4000-8000-000000000000")
     with pytest.raises(ValidationError):
         RolloutCreate(name="x", **ids, stages=stages)
+
+
+# --- in words ----------------------------------------------------------------------------------
+
+
+def test_a_mean_says_whether_its_interval_leaves_the_limit_open():
+    noisy = group(*[-9, 9] * 6), group(*[-8, 8] * 6)
+    found = one(*noisy, mean_gain=0.0)
+    assert (found.verdict, found.figure) == (PASS, pytest.approx(0, abs=1e-9))
+    assert "which leaves both open" in found.text
+    clear = one(group(*[9, 8] * 6), group(*[0, 1] * 6), mean_gain=0.0)
+    assert "95 % interval" in clear.text
+    assert "open" not in clear.text
+
+
+@pytest.mark.parametrize(
+    ("stages", "control", "words"),
+    [
+        ((10, 20), 10, None),
+        ((3, 7), 3, "in no stage: 10 clients are needed"),
+        ((5, 30, 81), 10, "not in stage 1: 10 clients are needed in the stage and in the control"),
+        ((9, 9, 40), 12, "there are 9 and 9 and 12"),
+    ],
+)
+def test_what_groups_cannot_tell_is_known_before(stages, control, words):
+    found = cannot_tell(Gates(), stages, control)
+    assert (words in found[0]) if words else found == []
+    assert cannot_tell(Gates(mean_gain=None, worst_decile_drop=None), stages, control) == []
+    only = cannot_tell(Gates(mean_gain=None), stages, control)
+    assert not only or only[0].startswith("worst_decile_drop can tell")

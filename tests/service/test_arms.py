@@ -388,6 +388,29 @@ def test_randomized_clients_do_one_arm_and_evaluate_it(project: Project) -> None
     assert len(rows) == 50
 
 
+def test_randomized_arms_are_dealt_to_the_members_of_a_cohort_alone(project: Project) -> None:
+    model, clients = make_model(project), make_clients(project, 46)
+    outside, inside = clients[:4], clients[4:]
+    rule = {"clients": [client.name for client in inside]}
+    cohort = ok(project.owner.post("/v1/cohorts", {"name": "some", "rule": rule}), 201)
+    arms = {"mode": "randomized", "policies": [FEDAVG, FEDPER]}
+    for seed in range(50):
+        settings = RunSettings(rounds=1, seed=seed, arms=arms)
+        groups = {client.name: settings.arms_of(client.id)[0] for client in inside}
+        if min(Counter(groups.values()).values()) >= 20:
+            break
+    more = {"arms": arms, "cohort_id": cohort["id"], "goal": 42, "quorum": 2, "seed": seed}
+    run = make_run(project, model, **more)
+    assert [client.check_in(waiting=[])["assignment"] for client in outside] == [None] * 4
+    for client in inside[:4]:
+        assert policy_of(client.assignment(waiting=[])) == groups[client.name]
+    ok(project.owner.post(f"/v1/runs/{run['id']}/stop"))
+    few = {"clients": [client.name for client in inside[:30]]}
+    cohort = ok(project.owner.post("/v1/cohorts", {"name": "few", "rule": few}), 201)
+    run = make_run(project, model, **{**more, "cohort_id": cohort["id"]}, start=False)
+    refused(project.owner.post(f"/v1/runs/{run['id']}/start"), 422, "arm_too_small")
+
+
 # --- settings ----------------------------------------------------------------------------------
 
 

@@ -22,7 +22,8 @@ from app.storage import S3Storage
 from workers import sweep
 
 from .campaign import Campaign
-from .factories import Caller
+from .factories import Caller, ok
+from .rolling import World
 
 ROOT = Path(__file__).parents[2]
 TOKEN = "a token for the monitoring"
@@ -105,6 +106,17 @@ def test_what_waits_is_seen(asked, clock, core, project):
     assert value(found, "fedselect_jobs", kind="verify", state="due") >= 2
     assert 100 <= value(found, "fedselect_job_queue_age_seconds", kind="verify") < 10_000
     assert 100 <= value(found, "fedselect_ledger_sealing_lag_seconds") < 10_000
+
+
+def test_rollouts_that_wait_for_somebody_are_seen(asked, project):
+    world = World(project)
+    world.set()
+    before = asked()
+    rollout = world.start()
+    assert value(asked(), "fedselect_rollouts", state="running") >= 1
+    ok(world.order(rollout, "hold"))
+    held = [value(found, "fedselect_rollouts", state="held") for found in (before, asked())]
+    assert held[1] == held[0] + 1
 
 
 def test_a_path_that_is_none_is_one_label(api, asked):

@@ -165,3 +165,30 @@ def test_a_list_costs_the_same_however_long_it_is(project, counted, path):
             ok(project.owner.get(path))
         found.append(len(seen))
     assert found[0] == found[1], found
+
+
+def test_opening_a_stage_costs_the_same_with_many_clients(project, other, counted):
+    found = []
+    for tenant, count in ((project, 6), (other, 30)):
+        world = World(tenant, count=count)
+        world.set()
+        with counted() as seen:
+            rollout = world.start(minimum=count // 3, stages=[100])
+        found.append(len(seen))
+        shares = (rollout["stage_clients"], rollout["control_clients"])
+        assert shares == (count - count // 3, count // 3)
+        query = "SELECT count(*) FROM assignments WHERE rollout_id = :r"
+        assert tenant.sql(query, r=rollout["id"]) == [(count,)]
+        for table, condition in (
+            ("transitions", "subject_id IN (SELECT id FROM assignments WHERE rollout_id = :r)"),
+            (
+                "ledger_entries",
+                "subject IN (SELECT 'assignment:' || id FROM assignments WHERE rollout_id = :r)",
+            ),
+        ):
+            query = f"SELECT count(*) FROM {table} WHERE {condition}"
+            assert tenant.sql(query, r=rollout["id"]) == [(count,)]
+        with counted() as seen:
+            ok(world.order(rollout, "hold"))
+        found.append(len(seen))
+    assert found[:2] == found[2:], found

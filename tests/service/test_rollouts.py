@@ -155,6 +155,25 @@ def test_versions_that_cannot_be_served(world, other):
     refused(other.owner.request("PUT", f"{world.channels}/stable", body), 404, "not_found")
 
 
+def test_clients_are_told_what_they_may_have_to_serve(world, other):
+    client = next(iter(world.clients.values()))
+    arm = world.run["arm_id"]
+
+    def pinned():
+        found = client.check_in()["pinned"]
+        assert {each["arm_id"] for each in found} <= {arm}
+        return [each["number"] for each in found]
+
+    assert pinned() == [1]
+    rollout = world.start(**FEW)
+    assert pinned() == [1, 2], "also before a stage has reached it"
+    ok(world.order(rollout, "roll-back"))
+    assert pinned() == [1]
+    world.set(number=2)
+    assert pinned() == [1, 2], "the channel can go back"
+    assert make_client(other).check_in()["pinned"] == []
+
+
 # --- rollouts ----------------------------------------------------------------------------------
 
 
@@ -209,6 +228,9 @@ def test_a_bad_version_is_held_and_rolled_back(world):
     assert (harm["verdict"], harm["figure"], harm["limit"]) == ("fail", 1.0, 0.1)
     assert harm["control"]["value"] == 0
     assert "harmed_share is 1" in found["reason"]
+    told = [each["gain"] for each in found["members"]]
+    assert [(gain["points"], gain["harmed"]) for gain in told] == [(-40, True)] * 2
+    assert [each["gain"]["points"] for each in found["control"]] == [0, 0]
     assert world.entries("rollout.held")[0][1]["reason"] == found["reason"]
     assert {world.served(each) for each in members} == {("stable", 2)}  # held, not undone
     found = ok(world.order(rollout, "roll-back", reason="harm in two wards"))
@@ -235,6 +257,16 @@ def test_too_few_clients_for_a_mean_leave_it_to_a_person(world):
     judged = world.entries("rollout.judged")[0][1]
     assert judged["gates"]["mean_gain"].startswith("insufficient: mean_gain is 3")
     assert ok(world.order(rollout, "promote"))["state"] == "running"
+
+
+def test_what_few_clients_will_not_tell_is_said_at_the_start(world):
+    (note,) = world.start()["notes"]
+    assert note.startswith("mean_gain and worst_decile_drop can tell in no stage")
+    assert "there are 2 and 4 and 2." in note
+    (rollout,) = everything(world.owner, "/v1/rollouts")
+    assert rollout["notes"] == [note]
+    ok(world.order(rollout, "roll-back"))
+    assert world.start(**FEW)["notes"] == []
 
 
 def test_ten_clients_a_group_give_a_difference_between_groups(project):
@@ -271,6 +303,29 @@ def test_a_stage_waits_until_its_deadline_and_no_longer(world, clock):
     (rate,) = [g for g in found["judgements"][0]["gates"] if g["gate"] == "rejection_rate"]
     assert (rate["verdict"], rate["figure"]) == ("fail", 0.5)
     assert {each["evaluation"] for each in found["members"]} == {"accepted", "expired"}
+
+
+def test_who_has_left_meanwhile_has_refused_nothing(world, clock):
+    rollout = world.start(**FEW, stage_seconds=100)
+    one, two = world.group(rollout, "members")
+    ok(one.post(f"/v1/assignments/{one.assignment()['id']}/evaluations", {**REPORT, **scores(1)}))
+    ok(world.owner.post(f"/v1/clients/{two.id}/suspend"))
+    clock.advance(101)
+    pass_time(world.project)
+    found = world.show(rollout)
+    (rate,) = [g for g in found["judgements"][0]["gates"] if g["gate"] == "rejection_rate"]
+    assert (found["state"], rate["figure"], rate["stage"]["clients"]) == ("passed", 0, 1)
+
+
+def test_who_follows_the_pilot_channel_is_not_dealt_to_a_rollout_of_stable(world):
+    inside, *_ = world.clients.values()
+    rule = {"clients": [inside.name]}
+    cohort = ok(world.owner.post("/v1/cohorts", {"name": "pilot", "rule": rule}), 201)
+    world.set("pilot", number=2, cohort_id=cohort["id"])
+    rollout = world.start(**FEW, stages=[100])
+    assert inside not in world.group(rollout, "members") + world.group(rollout, "control")
+    assert (rollout["stage_clients"], rollout["control_clients"]) == (3, 2)
+    assert world.served(inside) == ("pilot", 2)
 
 
 def test_a_run_does_not_wait_for_a_rollout_nor_show_its_evaluations(world):

@@ -24,7 +24,18 @@ from workers import sweep
 from workers.deliver import deliver, forget
 
 from .conftest import MovableClock
-from .factories import Caller, Json, Project, TestClient, everything, make_client, ok, refused
+from .factories import (
+    REPORT,
+    Caller,
+    Json,
+    Project,
+    TestClient,
+    everything,
+    make_client,
+    ok,
+    refused,
+)
+from .rolling import World
 
 
 @dataclass
@@ -131,6 +142,33 @@ def test_another_project_hears_nothing(office: Office, receiver: Receiver, other
     make_client(other)
     office.work()
     assert receiver.got == []
+
+
+def test_a_rollout_that_is_held_and_a_client_that_is_harmed_are_told(
+    office: Office, receiver: Receiver
+) -> None:
+    world = World(office.project)
+    world.set()
+    sweep.seal(office.core)
+    office.hook(receiver, "rollout.held", "client.harmed")
+    rollout = world.start()
+    found = world.report(rollout, stage=3)
+    assert found["state"] == "held"
+    office.work()
+    (held,) = [json.loads(body) for _, body in receiver.got]
+    assert (held["event"], held["subject"]) == ("rollout.held", f"rollout:{rollout['id']}")
+    ok(world.order(rollout, "roll-back"))
+    bad = {"pre": 800, "local_only": 800, "post": 500}
+    scores = {n: {"correct": c, "total": 1000, "loss": 0.4} for n, c in bad.items()}
+    rollout = world.start(gates={"baseline": "local_only"})
+    (member, *_) = world.group(rollout, "members")
+    path = f"/v1/assignments/{member.assignment()['id']}/evaluations"
+    ok(member.post(path, {**REPORT, "scores": scores}), 201)
+    office.work()
+    told = json.loads(receiver.got[1][1])
+    assert (told["event"], told["subject"]) == ("client.harmed", f"client:{member.id}")
+    assert member.name not in str(receiver.got)
+    assert len(receiver.got) == 2
 
 
 def test_a_receiver_that_fails_is_asked_again_until_it_is_given_up(

@@ -15,6 +15,7 @@ from fedselect.checkindocs import Assignment
 from . import invariants
 from .fleet import Site, flat_space, found, plain_settings, play, settle
 from .proofs import Figures, Room, proof
+from .rolling_out import roll_out
 from .stack import Stack
 
 PAGE = Path(__file__).parents[2] / "docs" / "RELIABILITY.md"
@@ -24,7 +25,8 @@ SETTINGS = {"lease": 2, "job_attempts": 50, "fold_from": 0}
 
 @proof(
     promise="a crash at any boundary does no harm",
-    test="a process dies at a named failpoint in a round from enrolment to the sealed ledger; "
+    test="a process dies at a named failpoint in a round from enrolment to the sealed ledger and "
+    "the rollout of its version; "
     "seeds vary which visit, the order of clients and what else dies in the same round",
     target="100 % of ≥ 25 points, each × 20, no invariant broken",
     quick={"times": 1, "at_once": 8, "most": 24},
@@ -86,7 +88,9 @@ Condition = Callable[[], bool]
 
 
 def round_trip(stack: Stack, name: str, rng: Random, *, wait_for: Condition = lambda: True) -> None:
-    """One whole round: enrolment, weights, updates, publication, evaluation, sealing."""
+    """One whole round: enrolment, weights, updates, publication, evaluation, sealing; then its
+    version is rolled out, and ablated.
+    """
     asyncio.run(_round_trip(stack, name, rng, wait_for))
     settle(stack)
 
@@ -100,6 +104,7 @@ async def _round_trip(stack: Stack, name: str, rng: Random, wait_for: Condition)
     campaign.sites[-1] = Last(**vars(campaign.sites[-1]))
     try:
         assert await play(campaign, until={"finished", "paused"}) == "finished"
+        await roll_out(campaign)
     finally:
         await campaign.aclose()
 

@@ -23,6 +23,7 @@ from fedselect.checkindocs import Assignment
 from fedselect.client import AsyncClient, announce
 from fedselect.errors import ServiceError
 from fedselect.evaluations import EvaluationReport
+from fedselect.explaindocs import AblationReport
 from fedselect.policies import preset
 from fedselect.protocol import ModelCreate, Registration, RunCreate, RunInfo
 from fedselect.space import FloatVector, Kind, Role
@@ -33,13 +34,15 @@ from .stack import Stack
 SCORE = {"correct": 8, "total": 10, "loss": 0.4}
 REPORT = EvaluationReport.model_validate(
     {
-        "scores": {"pre": SCORE, "post": SCORE},
+        "scores": {"pre": SCORE, "post": SCORE, "before": SCORE},
         "participations": 1,
         "personal_share": 0,
         "bytes_sent": 1,
         "bytes_received": 1,
     }
 )
+WORTH = AblationReport.model_validate({"whole": SCORE, "without": SCORE, "tensors": []})
+KINDS = ("train", "evaluate", "ablate")
 Upload = Callable[["Site", Assignment], bytes]
 
 
@@ -108,9 +111,11 @@ class Site:
 
     async def _attempt(self) -> bool:
         """One assignment from beginning to end; False if there is none."""
-        work = (await self.client.check_in()).assignment
+        work = (await self.client.check_in(kinds=KINDS)).assignment
         if work is not None and work.kind == "evaluate":
             await self.client.evaluate(work.id, REPORT)
+        elif work is not None and work.kind == "ablate":
+            await self.client.ablate(work.id, WORTH)
         elif work is not None:
             await self.deliver(work)
         return work is not None

@@ -1,4 +1,4 @@
-"""What must hold whatever happened: invariants I1 to I11, asked of rows, objects and ledger.
+"""What must hold whatever happened: invariants I1 to I13, asked of rows, objects and ledger.
 
 Tripwires (:func:`arm`) watch from inside the database for what may never happen at any moment;
 :func:`broken` looks at everything once the dust has settled. Every text is one violation.
@@ -68,9 +68,19 @@ QUERIES = {
         WHERE from_state IS DISTINCT FROM before AND before IS NOT NULL""",
     "I5 history ends in the present state": """
         SELECT r.id FROM (SELECT id, state FROM rounds UNION ALL SELECT id, state FROM runs
-                          UNION ALL SELECT id, state FROM assignments) r
+                          UNION ALL SELECT id, state FROM assignments
+                          UNION ALL SELECT id, state FROM rollouts) r
         WHERE r.state <> (SELECT to_state FROM transitions
                           WHERE subject_id = r.id ORDER BY id DESC LIMIT 1)""",
+    "I13 what is promoted has moved its channel, nothing else has": """
+        SELECT r.id, r.state FROM rollouts r WHERE (r.state = 'promoted') <> EXISTS (
+            SELECT FROM ledger_entries e WHERE e.action = 'channel.moved'
+              AND e.subject = 'model:' || r.model_id AND e.body ->> 'to' = r.version_id::text)""",
+    "I13 whoever a stage has reached was asked once": """
+        SELECT r.id, c.client_id FROM rollouts r JOIN rollout_clients c ON c.rollout_id = r.id
+        WHERE (c.stage IS NULL OR c.stage <= r.stage) AND 1 <> (
+            SELECT count(*) FROM assignments a WHERE a.rollout_id = r.id
+              AND a.client_id = c.client_id AND a.attempt = r.stage + 1)""",
     "I10 every due job is taken": f"""
         SELECT id, kind, state, attempts FROM jobs
         WHERE (state = 'due' AND run_after < now() - interval '{DUE} s')
