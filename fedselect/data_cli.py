@@ -6,7 +6,7 @@ Owns their options and what they print. Must not read or deal anything itself.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from pydantic import ValidationError
@@ -15,6 +15,9 @@ from rich.table import Table
 
 from fedselect.errors import FedSelectError
 from fedselect.tasks import task_arguments
+
+if TYPE_CHECKING:
+    from fedselect.tasks.splits import Manifest
 
 app = typer.Typer(
     name="data", help="Fetch data sets, and deal them to clients.", no_args_is_help=True
@@ -80,7 +83,9 @@ def get_dataset(
 
 @app.command("split")
 def split_dataset(
-    name: Annotated[str, typer.Argument(help="A data set that is here.")],
+    name: Annotated[
+        str, typer.Argument(help="A data set that is here; or a federation, without settings.")
+    ],
     out: Annotated[Path, typer.Option(help="The manifest is written to this file.")],
     setting: Annotated[
         list[str] | None,
@@ -90,15 +95,22 @@ def split_dataset(
     cache: Cache = None,
 ) -> None:
     """Deal a data set to clients, and save who has which examples."""
+    from fedselect.tasks.federations import FEDERATIONS, dealt
     from fedselect.tasks.sources import open_dataset
     from fedselect.tasks.splits import Split, deal
 
+    if not setting and name in FEDERATIONS:
+        _keep(dealt(name, seed, _folder(cache)), out)
+        return
     try:
         split = Split.model_validate(task_arguments(setting or []))
     except ValidationError as error:
         texts = "; ".join(each["msg"].removeprefix("Value error, ") for each in error.errors())
         raise FedSelectError(texts, code="split_invalid") from error
-    manifest = deal(open_dataset(name, _folder(cache)), split, seed=seed)
+    _keep(deal(open_dataset(name, _folder(cache)), split, seed=seed), out)
+
+
+def _keep(manifest: Manifest, out: Path) -> None:
     manifest.save(out)
     typer.echo(f"{len(manifest.clients)} clients. Run it: fedselect simulate --task split:{out}")
 

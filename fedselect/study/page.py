@@ -35,13 +35,15 @@ class Report:
         found = rows(self.grid, self.results)
         parts = [_head(self.grid, self.results)]
         compared = differences(self.grid, self.results)
+        drawings = self.drawings() if plots else {}
         for split in self.grid.split:
             mine = [row for row in found if row.split == split.name]
             if mine:
                 parts += [_split_head(split, mine), _table(self.grid, mine)]
                 between = [each for each in compared if each.split == split.name]
                 parts += [_differences(between)] if between else []
-                parts += [_plot_link(split.name, plots)] if between and plots else []
+                drawn = f"{split.name}.svg" in drawings
+                parts += [f"![differences on {split.name}]({plots}/{split.name}.svg)"] * drawn
         parts += list(_masks(found))
         if self.golden is not None:
             parts += list(_golden(self.golden, self.results, found))
@@ -155,10 +157,6 @@ def _difference(each: Difference) -> str:
         f"{each.won} of {each.mean.count}",
     ]
     return f"| {' | '.join(cells)} |"
-
-
-def _plot_link(split: str, folder: str | None) -> str:
-    return f"![differences on {split}]({folder}/{split}.svg)"
 
 
 # --- masks and golden figures ---------------------------------------------------------------------

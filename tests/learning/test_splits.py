@@ -341,6 +341,14 @@ def test_splits_are_made_checked_and_run_by_command(run, tmp_path):
     assert list(document["clients"]) == [f"client-{n:02d}" for n in range(4)]
 
 
+def test_the_split_of_a_federation_is_kept_by_command(run, tmp_path):
+    out = tmp_path / "mixed.json"
+    assert run("split", "digits-mixed", "--seed", 4, "--out", out).exit_code == 0
+    assert read_manifest(out) == dealt("digits-mixed", 4)
+    mine, theirs = client_tasks(f"split:{out}"), client_tasks("digits-mixed", seed=4)
+    assert all(torch.equal(mine[name]._train[0], theirs[name]._train[0]) for name in theirs)
+
+
 def test_pictures_of_ones_own_become_a_data_set(run, tmp_path):
     from PIL import Image
 

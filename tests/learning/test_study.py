@@ -1,5 +1,6 @@
 """Studies: equal steps for every policy, resumed where they stopped, and what the figures say."""
 
+import json
 import math
 from base64 import b64encode
 from pathlib import Path
@@ -7,7 +8,9 @@ from statistics import fmean, stdev
 
 import numpy as np
 import pytest
+from typer.testing import CliRunner
 
+from fedselect.cli import build
 from fedselect.errors import FedSelectError
 from fedselect.policies import PRESETS, Training
 from fedselect.simulate import simulate
@@ -389,3 +392,22 @@ def test_the_words_where_nothing_can_be_told():
     (found,) = differences(report.grid, results)
     assert found.mean.verdict == "not distinguishable"
     assert "not distinguishable" in Report(report.grid, results).sections()
+
+
+def test_the_quick_study_on_the_watch_comes_out_again(tmp_path):
+    """What of `make study QUICK=1` needs no network: the natural split by person, one seed."""
+    run = ["study", ROOT / "docs" / "study" / "quick.toml", "--results", tmp_path / "results"]
+    words = [*run, "--only", "watch", "--golden", GOLDEN, "--page", tmp_path / "page.md"]
+    said = CliRunner().invoke(build("study"), [str(word) for word in words])
+    assert said.exit_code == 0, said
+    checks = [line.split()[0] for line in said.stdout.splitlines() if ", golden " in line]
+    assert len(checks) == 9, "three policies, and three differences in mean and worst client"
+    # One in twenty is outside by chance, and another processor may round otherwise.
+    assert checks.count("inside") >= 7, said.stdout
+    lines = (tmp_path / "results" / "watch.jsonl").read_text().splitlines()
+    assert {json.loads(line)["policy"] for line in lines} == {
+        "local",
+        "share-then-local",
+        "fedselect",
+    }
+    assert "### watch" in (tmp_path / "page.md").read_text()
