@@ -39,7 +39,7 @@ def card(tx: Tx, principal: Principal, version_id: UUID) -> VersionCard:
     version = catalog.get_version(tx, principal, version_id)
     model = tx.session.get_one(Model, version.model_id)
     origin = _origin(tx, version)
-    least = origin.settings.report.min_clients if origin else 1
+    least = origin.settings.told.min_clients if origin else 1
     evaluation = _evaluation(tx, version.id, least=least)
     space = ParameterSpace.from_json(model.space)
     privacy = account(origin.settings, space, published=version.number) if origin else None
@@ -79,27 +79,45 @@ def _origin(tx: Tx, version: Version) -> CardOrigin | None:
         Update.round_id == version.round_id, Update.withdrawn_at.is_(None)
     )
     updates, examples = tx.session.execute(averaged).one()
+    settings = RunSettings.model_validate(run.settings).of_arm(arm.name)
     return CardOrigin(
         run_id=run.id,
         run_name=run.name,
         run_state=run.state,
-        settings=RunSettings.model_validate(run.settings).of_arm(arm.name),
+        settings=settings,
         round_number=published_by.number if published_by else None,
         attempt=published_by.attempt if published_by else None,
         opened_at=published_by.opened_at if published_by else None,
         closed_at=published_by.closed_at if published_by else None,
         updates=updates if published_by else None,
-        examples=int(examples or 0) if published_by else None,
+        examples=_told(updates, int(examples or 0), settings) if published_by else None,
     )
+
+
+def _told(updates: int, examples: int, settings: RunSettings) -> int | None:
+    """The examples behind a version to two digits, so that two versions of which one client left
+    do not say how many it has; None of fewer clients than a figure is formed over.
+    """
+    if updates < settings.told.min_clients:
+        return None
+    digits = max(len(str(examples)) - 2, 0)
+    return round(examples, -digits)
 
 
 def _evaluation(tx: Tx, version_id: UUID, *, least: int) -> CardEvaluation | None:
-    """What clients have measured together; None unless there are at least ``least`` of them."""
+    """What clients have measured together; None unless there are at least ``least`` of them.
+
+    They count by whole groups of ``least``, in the order in which they came: a card that is read
+    before and after a client reports must not tell what that client found.
+    """
     query = select(EvaluationRecord.report).where(
         EvaluationRecord.version_id == version_id, EvaluationRecord.rollout_id.is_(None)
     )
-    reports = tx.session.scalars(query).all()
-    if len(reports) < max(1, least):
+    order = (EvaluationRecord.created_at, EvaluationRecord.assignment_id)
+    found = tx.session.scalars(query.order_by(*order)).all()
+    least = max(1, least)
+    reports = found[: len(found) // least * least]
+    if not reports:
         return None
     told = Counter(name for report in reports for name in report["scores"])
     names = [name for name, clients in told.items() if clients >= least]
@@ -110,7 +128,7 @@ def _evaluation(tx: Tx, version_id: UUID, *, least: int) -> CardEvaluation | Non
             for report in reports
         ),
         personal_share=fmean(report["personal_share"] for report in reports),
-        scores={name: _score(_of(reports, name)) for name in names},
+        scores={name: _score(_of(reports, name), least) for name in names},
     )
 
 
@@ -120,7 +138,7 @@ def _of(reports: Sequence[dict[str, Any]], name: str) -> list[tuple[int, int]]:
     return [(score["correct"], score["total"]) for score in found]
 
 
-def _score(found: Sequence[tuple[int, int]]) -> CardScore:
-    each = [correct / total for correct, total in found]
+def _score(found: Sequence[tuple[int, int]], least: int) -> CardScore:
+    each = sorted(correct / total for correct, total in found)
     hits, examples = (sum(column) for column in zip(*found, strict=True))
-    return CardScore(pooled=hits / examples, mean=fmean(each), worst=min(each))
+    return CardScore(pooled=hits / examples, mean=fmean(each), worst=fmean(each[:least]))

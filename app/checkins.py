@@ -15,7 +15,7 @@ from uuid import UUID
 from sqlalchemy import ColumnElement, Select, bindparam, exists, func, or_, select, true
 from sqlalchemy.orm import aliased
 
-from app import arms, catalog, channels, cohorts, rollouts, rounds
+from app import arms, catalog, channels, cohorts, conduct, rollouts, rounds
 from app.auth import Principal
 from app.db import Tx, among, per_thread
 from app.errors import Missing
@@ -313,6 +313,7 @@ def _join(tx: Tx, client_id: UUID, round_id: UUID) -> Assignment | None:
     ).first()
     if last is None:
         new = current.state == RoundState.SELECTING and run.state == RunState.RUNNING
+        new = new and conduct.has_room(tx, run, current, client_id)
         return rounds.assign(tx, run, current, client_id) if new else None
     if last.state in OPEN_ASSIGNMENTS and rounds.gathering(tx, last):
         return last  # given a moment ago, by a call whose answer the client did not get
@@ -331,7 +332,8 @@ def _document(
     base = tx.session.get_one(Version, assignment.version_id)
     mask = tx.session.get(MaskRecord, assignment.mask_id) if assignment.mask_id else None
     number = tx.session.get_one(Round, assignment.round_id).number if assignment.round_id else None
-    settings = arms.settings_of(tx, run, assignment.arm_id)
+    # What bounds clients is none of their business, and earlier agents do not know it.
+    settings = arms.settings_of(tx, run, assignment.arm_id).model_copy(update={"influence": None})
     deltas = catalog.deltas_to(
         tx, base, body.versions, storage=core.storage, lifetime=core.settings.url_lifetime
     )

@@ -115,7 +115,15 @@ def change(tx: Tx, principal: Principal, client_id: UUID, *, command: str) -> Cl
     if client.state == state:
         return info(client)
     _enter(tx, client, state)
+    if state == "active":
+        client.forgiven_at = tx.now
     return info(client)
+
+
+def suspend(tx: Tx, client: Client, *, cause: str) -> None:
+    """Suspend an active client for a cause that the ledger keeps; its row must be locked."""
+    if client.state == "active":
+        _enter(tx, client, "suspended", cause=cause)
 
 
 def edit(tx: Tx, client: Client, body: ClientChange) -> ClientInfo:
@@ -151,8 +159,8 @@ def revoke(tx: Tx, client: Client) -> None:
         _enter(tx, client, "revoked")
 
 
-def _enter(tx: Tx, client: Client, state: str) -> None:
-    body = {"from": client.state, "to": state}
+def _enter(tx: Tx, client: Client, state: str, **why: str) -> None:
+    body = {"from": client.state, "to": state, **why}
     client.state = state
     if state == "revoked":
         live = (Key.client_id == client.id) & Key.revoked_at.is_(None)

@@ -132,6 +132,7 @@ def _forget_rows(tx: Tx, client: Client) -> None:
         delete(AblationRecord).where(AblationRecord.client_id == client.id),
         delete(IdempotentAnswer).where(IdempotentAnswer.caller.in_(callers)),
         update(Upload).where(own_uploads).values(detail=None),
+        update(Update).where(Update.client_id == client.id).values(sketch=None),
         update(Assignment)
         .where(mine, Assignment.state == AssignmentState.DECLINED.value)
         .values(reason=None),

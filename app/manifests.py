@@ -19,16 +19,19 @@ from app.tables import ManifestRecord, MaskRecord, Model, Object, Round, Run, Up
 from app.wiring import Coordinator
 from fedselect.accounting import noise_rule
 from fedselect.audit import canonical_json
-from fedselect.policies import RoundPolicy, RunSettings
-from fedselect.protocol import (
+from fedselect.clipping import round_bound
+from fedselect.manifestdocs import (
     GROUP,
     SHARD,
-    FileDownload,
     Manifest,
+    ManifestBounds,
     ManifestDocument,
+    ManifestFormat,
     ManifestNoise,
     ManifestUpdate,
 )
+from fedselect.policies import Influence, RoundPolicy, RunSettings
+from fedselect.protocol import FileDownload
 from fedselect.space import ParameterSpace
 
 
@@ -37,11 +40,10 @@ def freeze(tx: Tx, run: Run, current: Round) -> int:
     model = tx.session.get_one(Model, run.model_id)
     base = tx.session.get_one(Version, current.base_version_id)
     settings = RunSettings.model_validate(run.settings)
-    policy, encoding = settings.round, settings.wire.encoding
-    noise = _noise(run, settings, model)
-    plain = "fedselect-manifest/1" if encoding == "f32" else "fedselect-manifest/2"
+    policy, encoding, rules = settings.round, settings.wire.encoding, settings.influence
+    noise, updates = _noise(run, settings, model), accepted(tx, current.id, policy)
     manifest = Manifest(
-        format=plain if noise is None else "fedselect-manifest/4",
+        format=_format(settings),
         encoding=encoding,
         run=str(run.id),
         arm=str(current.arm_id),
@@ -55,7 +57,8 @@ def freeze(tx: Tx, run: Run, current: Round) -> int:
         group=GROUP,
         shard=SHARD,
         noise=noise,
-        updates=accepted(tx, current.id, policy),
+        bounds=None if rules is None else _bounds(tx, rules, base, updates),
+        updates=updates,
     )
     body = canonical_json(manifest.model_dump(mode="json"))
     digest = hashlib.sha256(body).hexdigest()
@@ -66,11 +69,39 @@ def freeze(tx: Tx, run: Run, current: Round) -> int:
     return -(-model.elements // SHARD)
 
 
+def _format(settings: RunSettings) -> ManifestFormat:
+    if settings.privacy.dp is not None:
+        return "fedselect-manifest/4"
+    if settings.influence is not None:
+        return "fedselect-manifest/3"
+    return "fedselect-manifest/1" if settings.wire.encoding == "f32" else "fedselect-manifest/2"
+
+
 def _noise(run: Run, settings: RunSettings, model: Model) -> ManifestNoise | None:
     if settings.privacy.dp is None:
         return None
     space = ParameterSpace.from_json(model.space)
     return noise_rule(settings, space, run.noise_commitment or "")
+
+
+def _bounds(
+    tx: Tx, rules: Influence, base: Version, updates: list[ManifestUpdate]
+) -> ManifestBounds:
+    """The bounds of a round, from the norms of the round before and, if there is none, its own."""
+    before = [] if base.round_id is None else _norms(load(tx, base.round_id).updates)
+    clip = round_bound(rules.clip_norm, rules.clip_quantile, before=before, own=_norms(updates))
+    return ManifestBounds(
+        rule=rules.rule,
+        trim=repr(float(rules.trim)),
+        clip=None if clip is None else repr(float(clip)),
+        max_change=None if rules.max_change is None else repr(float(rules.max_change)),
+        share_cap=rules.share_cap,
+        movers=rules.movers,
+    )
+
+
+def _norms(updates: list[ManifestUpdate]) -> list[float]:
+    return [float(each.norm) for each in updates if each.norm is not None]
 
 
 def accepted(tx: Tx, round_id: UUID, policy: RoundPolicy) -> list[ManifestUpdate]:
@@ -92,6 +123,7 @@ def accepted(tx: Tx, round_id: UUID, policy: RoundPolicy) -> list[ManifestUpdate
             mask_sha256=mask.sha256,
             examples=update.examples,
             weight=update.examples if policy.weighting == "examples" else 1,
+            norm=None if update.change_norm is None else repr(update.change_norm),
         )
         for update, mask in tx.session.execute(query)
     ]

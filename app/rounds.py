@@ -14,6 +14,7 @@ from functools import partial
 from uuid import UUID, uuid4
 
 from sqlalchemy import func, select
+from sqlalchemy import update as sql_update
 
 from app import arms, budgets, catalog, jobs, ledger, logs, manifests, metrics, objects, sums
 from app.db import Tx, Values, among
@@ -246,6 +247,9 @@ def _close_assignments(tx: Tx, current: Round) -> None:
         else:
             reason = f"the round is {current.state}: {current.reason}"
             move_assignment(tx, assignment, AssignmentEvent.EXPIRE, reason=reason)
+    # Sketches serve the round that gathers, and no longer.
+    drop = sql_update(Update).where(Update.round_id == current.id, Update.sketch.is_not(None))
+    tx.session.execute(drop.values(sketch=None), execution_options={"synchronize_session": False})
 
 
 def _follow(tx: Tx, run: Run, ended: Round) -> None:

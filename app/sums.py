@@ -17,8 +17,8 @@ from app import jobs, manifests
 from app.db import Tx
 from app.tables import ManifestRecord, Model, PartialSum, Round, Run, Update
 from fedselect import folding
+from fedselect.manifestdocs import GROUP, SHARD, ManifestUpdate
 from fedselect.policies import RunSettings
-from fedselect.protocol import GROUP, SHARD, ManifestUpdate
 
 FOLD, DISCARD = "fold", "discard"
 
@@ -46,8 +46,8 @@ def grown(tx: Tx, run: Run, current: Round, *, at_least: int) -> None:
     if accepted % GROUP:
         return
     settings = RunSettings.model_validate(run.settings)
-    if settings.privacy.dp is not None:  # its sum needs the lengths of whole deltas first
-        return
+    if settings.privacy.dp is not None or settings.influence is not None:
+        return  # what an update counts for is known when the round closes
     goal = settings.round.goal
     elements = tx.session.get_one(Model, run.model_id).elements
     if folding.due(accepted, elements=elements, goal=goal, at_least=at_least):

@@ -14,6 +14,7 @@ from sqlalchemy import (
     BigInteger,
     CheckConstraint,
     DateTime,
+    Double,
     ForeignKey,
     Identity,
     Index,
@@ -107,6 +108,7 @@ class Client(Table):
     created_at: Mapped[datetime]
     last_seen_at: Mapped[datetime | None]
     erased_at: Mapped[datetime | None]
+    forgiven_at: Mapped[datetime | None]  # strikes before it do not count
     minute: Mapped[datetime | None]
     minute_calls: Mapped[int] = mapped_column(server_default="0", default=0)
     day: Mapped[datetime | None]
@@ -451,6 +453,8 @@ class Update(Table):
     sha256: Mapped[str]
     size: Mapped[int]
     examples: Mapped[int]
+    change_norm: Mapped[float | None] = mapped_column(Double)  # where influence is bounded
+    sketch: Mapped[bytes | None]  # of the change, while its round gathers
     created_at: Mapped[datetime]
     withdrawn_at: Mapped[datetime | None]
 

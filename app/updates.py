@@ -15,7 +15,7 @@ from uuid import UUID, uuid4
 
 from sqlalchemy import func, select
 
-from app import catalog, checkins, clients, jobs, ledger, metrics, objects, quotas, rounds
+from app import catalog, checkins, clients, conduct, jobs, ledger, metrics, objects, quotas, rounds
 from app.auth import Principal
 from app.db import Tx
 from app.errors import Conflict, Missing, TooLarge
@@ -39,6 +39,8 @@ class Verified:
     mask_sha256: str
     personal: int
     examples: int
+    change_norm: float | None = None  # both only where influence is bounded
+    sketch: bytes | None = None
 
 
 def reserve_update(
@@ -202,6 +204,8 @@ def accept_update(tx: Tx, lease: jobs.Lease, found: Verified, *, fold_from: int)
         return
     if assignment.state != AssignmentState.UPLOADED:  # the round ended while the file was read
         return
+    if _refused_alike(tx, run, assignment, found):
+        return
     objects.keep(tx, *filter(None, (found.object_key, found.mask_key)))
     count = select(func.count()).where(Update.round_id == assignment.round_id)
     key = found.mask_key
@@ -218,6 +222,8 @@ def accept_update(tx: Tx, lease: jobs.Lease, found: Verified, *, fold_from: int)
         sha256=upload.sha256,
         size=upload.size,
         examples=found.examples,
+        change_norm=found.change_norm,
+        sketch=found.sketch,
         created_at=tx.now,
     )
     tx.session.add(update)
@@ -236,6 +242,21 @@ def accept_update(tx: Tx, lease: jobs.Lease, found: Verified, *, fold_from: int)
         },
     )
     rounds.accepted(tx, run, assignment.round_id, fold_from=fold_from)
+
+
+def _refused_alike(tx: Tx, run: Run, assignment: Assignment, found: Verified) -> bool:
+    """Refuse an update that changes the same way as another client's, where the run asks that."""
+    rules = conduct.rules_of(run) if found.sketch is not None else None
+    if rules is None or found.sketch is None or assignment.round_id is None:
+        return False
+    other = conduct.resembles(tx, assignment.round_id, found.sketch, rules)
+    if other is None:
+        return False
+    reason, detail = "update_alike", "it changes the model as another update of this round does"
+    rounds.reject(tx, assignment, reason=reason, detail=detail)
+    conduct.struck(tx, run, assignment, reason)
+    rounds.settle(tx, assignment)
+    return True
 
 
 def _add_mask(tx: Tx, assignment: Assignment, found: Verified, mask_key: str) -> UUID:
@@ -281,13 +302,14 @@ def reject(tx: Tx, lease: jobs.Lease, *, reason: str, detail: str) -> bool:
     Raises:
         LeaseLost: another worker holds the job.
     """
-    _, upload, assignment = _verified_rows(tx, lease)
-    if assignment is None:
+    run, upload, assignment = _verified_rows(tx, lease)
+    if run is None or assignment is None:
         _reject_weights(tx, upload, reason=reason, detail=detail)
         return True
     if assignment.state != AssignmentState.UPLOADED:
         return False
     rounds.reject(tx, assignment, reason=reason, detail=detail)
+    conduct.struck(tx, run, assignment, reason)
     rounds.settle(tx, assignment)
     return True
 

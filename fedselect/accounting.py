@@ -15,9 +15,10 @@ import math
 from functools import lru_cache
 
 from fedselect.errors import SettingsError
+from fedselect.manifestdocs import ManifestNoise
 from fedselect.policies import RunSettings
 from fedselect.policy import Policy
-from fedselect.protocol import ManifestNoise, PrivacyAccount
+from fedselect.protocol import PrivacyAccount
 from fedselect.space import Kind, ParameterSpace, Role
 
 MOST_EPSILON = 1e6  # beyond which nobody asks for more digits

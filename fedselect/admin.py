@@ -29,11 +29,11 @@ from fedselect.errors import FedSelectError
 from fedselect.estimatedocs import RunEstimate
 from fedselect.evaluations import Evaluation
 from fedselect.explaindocs import Explanation
+from fedselect.manifestdocs import ManifestDocument
 from fedselect.pictures import draw
 from fedselect.policies import RunSettings, preset
 from fedselect.protocol import (
     JobInfo,
-    ManifestDocument,
     ModelCreate,
     ModelInfo,
     RoundDetail,

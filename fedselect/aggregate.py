@@ -18,9 +18,9 @@ from fedselect.deltas import SCALE_BLOCK
 from fedselect.errors import MaskError
 from fedselect.kernels import LANES, Part, Sums, ValueVector, add_group, divide
 from fedselect.lanes import WORDS
+from fedselect.manifestdocs import GROUP as GROUP
+from fedselect.manifestdocs import SHARD as SHARD
 from fedselect.masks import BLOCK, ByteVector, Mask, packed_size
-from fedselect.protocol import GROUP as GROUP
-from fedselect.protocol import SHARD as SHARD
 from fedselect.space import FloatVector
 
 TILE = 4  # blocks whose sums are held at a time: they stay in the nearest caches

@@ -40,6 +40,7 @@ def limitations(
             if k == 1
             else f"An element that fewer than {k} clients share is as it was before."
         )
+        found += _unbounded(origin)
     if evaluation is None:
         found.append("Too few clients have reported how good it is, or none.")
     else:
@@ -47,6 +48,15 @@ def limitations(
     if not recomputable:
         found.append("Files behind it were deleted: it cannot be recomputed any more.")
     return found
+
+
+def _unbounded(origin: CardOrigin) -> list[str]:
+    """What is to be said where nothing keeps a client from moving the version far."""
+    rules, bounded = origin.settings.influence, origin.settings.privacy.dp is not None
+    if rules is not None:  # a rule alone is the plain mean where few share an element
+        bounds = (rules.clip_norm, rules.clip_quantile, rules.max_change)
+        bounded = bounded or any(each is not None for each in bounds)
+    return [] if bounded else ["Nothing but the limits of a file bounds what one client may do."]
 
 
 def markdown(card: VersionCard) -> str:
@@ -95,7 +105,7 @@ def _why(card: VersionCard) -> Iterator[str]:
             ("round", f"{origin.round_number}, attempt {origin.attempt}"),
             (
                 "averaged",
-                f"{origin.updates} updates, {origin.examples or 0:,} examples behind them",
+                f"{origin.updates} updates" + _behind(origin.examples),
             ),
             ("weights", f"{rules.weighting}, at least {rules.min_contributors} clients an element"),
             ("parent", f"`{version.parent_id}`"),
@@ -115,6 +125,10 @@ def _how_private(found: PrivacyAccount) -> Iterator[str]:
     )
 
 
+def _behind(examples: int | None) -> str:
+    return "" if examples is None else f", about {examples:,} examples behind them"
+
+
 def _how_good(found: CardEvaluation) -> Iterator[str]:
     yield from ("", "## How good it is", "")
     yield (
@@ -123,7 +137,7 @@ def _how_good(found: CardEvaluation) -> Iterator[str]:
     )
     yield from (
         "",
-        "| accuracy, % | all examples | mean client | worst client |",
+        "| accuracy, % | all examples | mean client | worst clients |",
         "|---|---|---|---|",
     )
     for name, score in found.scores.items():

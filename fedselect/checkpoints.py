@@ -40,12 +40,14 @@ class ClientPart:
 @dataclass(frozen=True)
 class Snapshot:
     """A simulation between two rounds: digests of its versions, the newest one's file, the steps
-    that deltas lead from one to the next, and its clients by name.
+    that deltas lead from one to the next, the norms of the newest round's changes where influence
+    is bounded, and its clients by name.
     """
 
     versions: tuple[str, ...]
     file: bytes
     steps: tuple[DeltaFacts, ...]
+    norms: tuple[float, ...]
     clients: Mapping[str, ClientPart]
 
 
@@ -80,6 +82,7 @@ class Checkpoint:
             "facts": self._facts(facts),
             "versions": snapshot.versions,
             "steps": [asdict(each) for each in snapshot.steps],
+            "norms": snapshot.norms,
             "clients": rows,
         }
         data = safetensors.numpy.save(tensors, {"simulation": json.dumps(document)})
@@ -136,4 +139,6 @@ def _snapshot(
         counts = (row["mask_version"], row["bytes_up"], row["bytes_down"])
         clients[name] = ClientPart(state, *counts, tuple(row["held"]))
     steps = tuple(DeltaFacts(**each) for each in document["steps"])
-    return Snapshot(tuple(document["versions"]), tensors["version"].tobytes(), steps, clients)
+    norms = tuple(float(each) for each in document["norms"])
+    version = tensors["version"].tobytes()
+    return Snapshot(tuple(document["versions"]), version, steps, norms, clients)

@@ -68,7 +68,7 @@ def compare(
     """The comparison; what is said of fewer clients than the run's ``report.min_clients`` is left
     out.
     """
-    least = settings.report.min_examples
+    least = settings.told.min_examples
     arms = _with_fedavg(settings, arms) if run.mode == "parallel" else list(arms)
     told = {arm.policy.name: _scores(arm, least) for arm in arms}
     if run.mode == "parallel":
@@ -76,14 +76,14 @@ def compare(
         told = {
             name: {k: v for k, v in found.items() if k in every} for name, found in told.items()
         }
-    enough = all(len(found) >= settings.report.min_clients for found in told.values())
+    enough = all(len(found) >= settings.told.min_clients for found in told.values())
     draws = _draws(told, run) if enough else {}
     results = [_result(each, told, draws, settings) for each in arms]
     differences = _differences(arms, told, draws, run) if enough else []
     return Comparison(
         made_at=made_at,
         run=run,
-        suppression=settings.report,
+        suppression=settings.told,
         arms=results,
         differences=differences,
         recommendation=recommend(results, differences, state=run.state),
@@ -129,7 +129,7 @@ def _result(
 ) -> ArmResult:
     name, reports = arm.policy.name, [each.report for each in arm.evaluations]
     found = list(told[name].values()) if draws else []
-    least = settings.report.min_examples
+    least = settings.told.min_examples
     posts = [score for _, score in found]
     pres = [each.report.withholding(least).scores.get("pre") for each, _ in found]
     percents = {each.name: 100 * score.correct / score.total for each, score in found}
@@ -159,11 +159,11 @@ def _result(
 
 
 def _effects(found: Sequence[Evaluated], settings: RunSettings) -> dict[str, Population]:
-    gains = {e.name: effects.gains(e.scores(settings.report.min_examples)) for e in found}
+    gains = {e.name: effects.gains(e.scores(settings.told.min_examples)) for e in found}
     result = {}
     for baseline in effects.BASELINES:
         known = {name: each[baseline] for name, each in gains.items() if baseline in each}
-        if len(known) >= settings.report.min_clients:
+        if len(known) >= settings.told.min_clients:
             result[baseline] = effects.population(known, seed=settings.seed)
     return result
 

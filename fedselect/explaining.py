@@ -68,7 +68,7 @@ def explain(
     subject: Subject, settings: RunSettings, known: Known, *, made_at: datetime
 ) -> Explanation:
     """The explanation; what is said of fewer than the run's ``report.min_…`` is left out."""
-    space, rule = known.space, settings.report
+    space, rule = known.space, settings.told
     measured = _measurement(known.ablated, rule.min_examples)
     compared = len(known.others) if len(known.others) >= rule.min_clients else 0
     every = list(_tensors(known, rule.min_clients, rule.min_examples))

@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 
-from fedselect.protocol import GROUP, ManifestUpdate
+from fedselect.manifestdocs import GROUP, ManifestUpdate
 
 FORMAT = "fedselect-partial/1"
 

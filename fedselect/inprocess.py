@@ -16,7 +16,9 @@ from fedselect.accounting import noise_rule
 from fedselect.aggregate import Contribution, aggregate
 from fedselect.batched import Job
 from fedselect.blindrounds import blinded_mean
+from fedselect.bounded import bounded, bounds_of, sift
 from fedselect.checkpoints import ClientPart, Snapshot
+from fedselect.clipping import clip_factor, round_bound
 from fedselect.deltafiles import step
 from fedselect.downloads import DeltaFacts, cheapest
 from fedselect.feedback import write_update
@@ -50,6 +52,7 @@ class Coordinator:
         self.versions: list[str] = []
         self._file = b""
         self._steps: list[DeltaFacts] = []
+        self._norms: list[float] = []
         self._record(encode_version(self.space.digest, self.values))
 
     def publish(
@@ -73,13 +76,27 @@ class Coordinator:
         elif settings.privacy.dp is not None:
             found = self._noised(parts, settings)
         else:
-            found = aggregate(base, parts, settings.round.min_contributors)
+            found = self._averaged(base, parts, settings)
         if noise is not None:
             found = found + noise
         if encoding == "f32":
             self._record(encode_version(self.space.digest, found))
         else:
             self._record(*step(self._file, found, space=self.space.digest, encoding=encoding))
+
+    def _averaged(
+        self, base: FloatVector, parts: Sequence[Contribution], settings: RunSettings
+    ) -> FloatVector:
+        rules, k = settings.influence, settings.round.min_contributors
+        if rules is None:
+            return aggregate(base, parts, k)
+        found = sift(base, parts, rules)
+        clip = round_bound(
+            rules.clip_norm, rules.clip_quantile, before=self._norms, own=found.norms
+        )
+        self._norms = found.norms
+        factors = [clip_factor(each, clip) for each in found.norms]
+        return bounded(base, [parts[place] for place in found.kept], factors, bounds_of(rules), k)
 
     def _noised(self, parts: Sequence[Contribution], settings: RunSettings) -> FloatVector:
         rule = noise_rule(settings, self.space)
@@ -97,13 +114,15 @@ class Coordinator:
 
     def saved(self, clients: Mapping[str, ClientPart]) -> Snapshot:
         """Where the line of versions is, with the clients' parts."""
-        return Snapshot(tuple(self.versions), self._file, tuple(self._steps), clients)
+        return Snapshot(
+            tuple(self.versions), self._file, tuple(self._steps), tuple(self._norms), clients
+        )
 
     def restore(self, found: Snapshot) -> None:
         """Go on from there."""
         self.values = decode_version(found.file, space_digest=self.space.digest, dim=self.space.dim)
         self._file, self.versions = found.file, list(found.versions)
-        self._steps = list(found.steps)
+        self._steps, self._norms = list(found.steps), list(found.norms)
 
     def way(self, held: Container[str]) -> int:
         """Bytes from versions that a client holds to the newest, as the service would choose."""

@@ -28,6 +28,7 @@ from fedselect.ledgerdocs import (
     LedgerEntry,
     LedgerKeys,
 )
+from fedselect.manifestdocs import ManifestDocument
 from fedselect.policies import MOST_ARMS
 from fedselect.protocol import (
     MOST_HELD,
@@ -37,7 +38,6 @@ from fedselect.protocol import (
     EnrolmentCreate,
     Enrolments,
     JobInfo,
-    ManifestDocument,
     ModelCreate,
     ModelInfo,
     Registered,

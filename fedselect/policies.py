@@ -16,6 +16,7 @@ from pydantic import Field, model_validator
 from fedselect.deltas import Encoding
 from fedselect.disclosure import Disclosure
 from fedselect.errors import SettingsError
+from fedselect.influence import Influence
 from fedselect.policy import Policy, Settings, later
 from fedselect.privacy import Dp, Privacy, Secure, contradiction
 from fedselect.scalars import Real, Whole
@@ -29,6 +30,7 @@ __all__ = [
     "Arms",
     "Disclosure",
     "Dp",
+    "Influence",
     "Limits",
     "Policy",
     "Privacy",
@@ -214,6 +216,7 @@ class RunSettings(Settings):
     arms: Arms | None = later(None)
     privacy: Privacy = later(Privacy())
     disclosure: Disclosure = later(Disclosure())
+    influence: Influence | None = later(None)
 
     @model_validator(mode="after")
     def _policy_is_the_first_arms(self) -> Self:
@@ -264,6 +267,12 @@ class RunSettings(Settings):
     def policies(self) -> tuple[Policy, ...]:
         """Those of all arms; one in a run that does not speak of arms."""
         return (self.policy,) if self.arms is None else self.arms.policies
+
+    @property
+    def told(self) -> Reporting:
+        """The rules of reports as they count: no figure over clients is of fewer than k of them."""
+        least = max(self.report.min_clients, self.round.min_contributors)
+        return self.report.model_copy(update={"min_clients": least})
 
     @property
     def parallel(self) -> int:

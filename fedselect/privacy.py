@@ -97,8 +97,7 @@ class Privacy(Settings):
 def contradiction(settings: RunSettings) -> str | None:
     """Why a run's privacy does not go together with its other settings, in words; None: it does."""
     private = settings.privacy.dp is not None or settings.privacy.secure is not None
-    # Read by name: the claim of neither holds beside such a group, whoever adds it.
-    if private and getattr(settings, "influence", None) is not None:
+    if private and settings.influence is not None:
         return (
             "influence refuses and bounds updates by looking at those of others: privacy.secure "
             "hides them, and the bound of privacy.dp is of each client alone; give one of them"

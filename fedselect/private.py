@@ -18,8 +18,8 @@ from numba import njit
 
 from fedselect.aggregate import Contribution, check_part, exact, whole_part
 from fedselect.kernels import Part
+from fedselect.manifestdocs import ManifestNoise
 from fedselect.noise import gaussian
-from fedselect.protocol import ManifestNoise
 from fedselect.space import FloatVector
 
 MARGIN = 1 + 2.0**-20  # more than rounding can hide in the squares of 2^32 elements

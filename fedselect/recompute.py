@@ -7,19 +7,21 @@ the caller hands over the bytes.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
 from fedselect import wire
 from fedselect.aggregate import Contribution, reference
 from fedselect.audit import canonical_json
+from fedselect.bounded import bounded, frozen, norm_of
 from fedselect.deltafiles import step
 from fedselect.errors import LedgerError
+from fedselect.manifestdocs import Manifest, ManifestUpdate
 from fedselect.masks import Mask
 from fedselect.noise import commitment, round_key
 from fedselect.private import private_mean
-from fedselect.protocol import Manifest, ManifestUpdate
+from fedselect.space import FloatVector
 
 Read = Callable[[str], bytes]
 
@@ -54,16 +56,15 @@ def recompute_files(
     version = _checked(read, manifest.base_object, manifest.base_sha256)
     base = wire.decode_version(version, space_digest=manifest.space, dim=manifest.elements)
     parts = [_contribution(manifest, update, read) for update in manifest.updates]
-    k, encoding = manifest.min_contributors, manifest.encoding
-    deltas = encoding != "f32"
+    deltas = manifest.encoding != "f32"
     if manifest.noise is not None:
         key = _noise_key(manifest, secret)
         found = private_mean(base, parts, manifest.noise, key, deltas=deltas)
     else:
-        found = reference(np.zeros_like(base) if deltas else base, parts, k)
-    if encoding == "f32":
+        found = _averaged(manifest, np.zeros_like(base) if deltas else base, parts)
+    if manifest.encoding == "f32":
         return wire.encode_version(manifest.space, found), None
-    return step(version, found, space=manifest.space, encoding=encoding)
+    return step(version, found, space=manifest.space, encoding=manifest.encoding)
 
 
 def _noise_key(manifest: Manifest, secret: bytes | None) -> bytes:
@@ -74,6 +75,20 @@ def _noise_key(manifest: Manifest, secret: bytes | None) -> bytes:
             code="noise_secret",
         )
     return round_key(secret, manifest_digest(manifest))
+
+
+def _averaged(manifest: Manifest, base: FloatVector, parts: Sequence[Contribution]) -> FloatVector:
+    if manifest.bounds is None:
+        return reference(base, parts, manifest.min_contributors)
+    for update, part in zip(manifest.updates, parts, strict=True):
+        if update.norm is not None and float(update.norm) != norm_of(base, part):
+            raise LedgerError(
+                f"update {update.number} does not change its base by the length of "
+                f"{update.norm} that the manifest says",
+                code="file_changed",
+            )
+    bounds, factors = frozen(manifest)
+    return bounded(base, parts, factors, bounds, manifest.min_contributors)
 
 
 def _contribution(manifest: Manifest, update: ManifestUpdate, read: Read) -> Contribution:

@@ -158,7 +158,7 @@ def assemble(
     run: RunPart, settings: RunSettings, measured: Measured, *, made_at: datetime
 ) -> RunReport:
     """The report; what is said of fewer than the run's ``report.min_…`` is left out."""
-    rule, space, stored = settings.report, measured.space, measured.stored
+    rule, space, stored = settings.told, measured.space, measured.stored
     ordered = sorted(measured.evaluations, key=lambda each: each.name)
     bare = [_client(each, rule, space, measured.work) for each in ordered]
     clients = _with_label_distances(bare, ordered, rule)

@@ -22,9 +22,10 @@ from fedselect.policies import RunSettings
 from fedselect.space import FloatVector, ParameterSpace
 from fedselect.task import Task
 from fedselect.training import TorchLearner
-from fedselect.wire import encode_version, file_digest
+from fedselect.wire import Update, encode_version, file_digest
 
 Order = Callable[[int, list[str]], list[str]]
+Tamper = Callable[[int, FloatVector, dict[str, Update]], dict[str, Update]]
 
 
 @dataclass(frozen=True)
@@ -204,9 +205,16 @@ class SimulatedRun:
         """The parameter space, of D elements."""
         return self._coordinator.space
 
-    def round(self, accepted: Sequence[str], *, noise: FloatVector | None = None) -> None:
+    def round(
+        self,
+        accepted: Sequence[str],
+        *,
+        noise: FloatVector | None = None,
+        tamper: Tamper | None = None,
+    ) -> None:
         """Run the next round with some clients, in the order in which their updates count;
-        ``noise`` (D,) is added to what it publishes.
+        ``noise`` (D,) is added to what it publishes. ``tamper(round, base, updates)`` may hand in
+        other updates than the clients', as attackers would.
 
         Raises:
             FedSelectError: nobody, strangers, or somebody twice.
@@ -225,6 +233,8 @@ class SimulatedRun:
             updates[job.name] = self._clients[job.name].send(
                 self._coordinator, self.settings, result, number=number
             )
+        if tamper is not None:
+            updates = tamper(number, self.values, updates)
         parts = [updates[name] for name in order]
         self._coordinator.publish(parts, self.settings, noise=noise)
 

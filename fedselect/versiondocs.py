@@ -118,7 +118,10 @@ class CardOrigin(Answer):
     opened_at: datetime | None
     closed_at: datetime | None
     updates: int | None = Field(description="That were averaged.")
-    examples: int | None = Field(description="Behind them, as the clients say.")
+    examples: int | None = Field(
+        description="Behind them, as the clients say, to two digits; null of fewer clients than a "
+        "figure is formed over."
+    )
 
 
 class CardScore(Answer):
@@ -126,11 +129,15 @@ class CardScore(Answer):
 
     pooled: float = Field(description="Over all examples of all clients.")
     mean: float = Field(description="Over clients.")
-    worst: float = Field(description="Of one client.")
+    worst: float = Field(
+        description="Of the worst clients, in the mean: as many as a figure is formed over."
+    )
 
 
 class CardEvaluation(Answer):
-    """What clients have measured of a version, together."""
+    """What clients have measured of a version, together; by whole groups of as many as a figure is
+    formed over, in the order in which they reported.
+    """
 
     clients: int
     examples: int
@@ -147,7 +154,8 @@ class VersionCard(Answer):
     parameters: ParameterCounts
     origin: CardOrigin | None = Field(description="None for a model's registered weights.")
     evaluation: CardEvaluation | None = Field(
-        description="None if fewer clients than the run's `report.min_clients` have reported."
+        description="None if fewer clients than the run's `report.min_clients`, or its "
+        "`min_contributors`, have reported."
     )
     privacy: PrivacyAccount | None = Field(
         None, description="Of a run with differential privacy, up to and with this version."

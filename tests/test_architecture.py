@@ -41,7 +41,9 @@ ROOMS = {
     "kernels": Room(
         tuple(
             f"fedselect/{name}.py"
-            for name in ("kernels", "lanes", "aggregate", "robust", "private", "recompute")
+            for name in (
+                *("kernels", "lanes", "aggregate", "robust", "bounded", "private", "recompute"),
+            )
         ),
         ours=("light", "kernels"),
         libraries=SCIENCE | {"numba", "llvmlite"},

@@ -14,11 +14,10 @@ from app.jobs import Lease, LeaseLost, Progress
 from app.rounds import StoredFile
 from app.tables import Round
 from app.wiring import Coordinator
-from fedselect.aggregate import Accumulator
-from fedselect.private import PrivateSum
 from workers import folding, noising, shards
+from workers.bounding import BoundedShard
 from workers.copying import Copy
-from workers.pieces import Joined, Pieces
+from workers.pieces import Joined, Pieces, Shard
 
 ACTOR = "worker"
 
@@ -33,13 +32,15 @@ def aggregate_part(core: Coordinator, lease: Lease, progress: Progress) -> None:
         _note(tx, lease, "aggregation.begun", manifest=manifests.digest(tx, lease.subject_id))
     start = lease.part * shard
     span = (start, min(start + shard, manifest.elements))
-    base = shards.read_base(core.storage, manifest, *span)
-    total: Accumulator | PrivateSum
-    if manifest.noise is None:
-        total = folding.begun(core.storage, known, updates, span, progress)
-    else:
+    base = shards.read_base(core.storage, manifest.base_object, *span)
+    total: Shard
+    if manifest.noise is not None:
         key = noising.key(core, manifest)
         total = noising.summed(core.storage, manifest, span, key, progress)
+    elif manifest.bounds is not None:
+        total = BoundedShard(core.storage, manifest, start, progress)
+    else:
+        total = folding.begun(core.storage, known, updates, span, progress)
     pieces = Pieces(core.storage, manifest, lease.subject_id)
     digest, keys = pieces.store(lease.part, total, base)
     try:

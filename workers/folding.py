@@ -20,7 +20,7 @@ from app.tables import PartialSum
 from app.wiring import Coordinator
 from fedselect.aggregate import Accumulator
 from fedselect.kernels import Sums
-from fedselect.protocol import GROUP, ManifestUpdate
+from fedselect.manifestdocs import GROUP, ManifestUpdate
 from workers import shards
 
 ACTOR = "worker"

@@ -12,9 +12,9 @@ from app.storage import Storage
 from app.wiring import Coordinator
 from fedselect.errors import SettingsError
 from fedselect.kernels import Part
+from fedselect.manifestdocs import Manifest, ManifestNoise, ManifestUpdate
 from fedselect.noise import commitment, round_key, run_secret
 from fedselect.private import PrivateSum, add_squares, shrink
-from fedselect.protocol import Manifest, ManifestNoise, ManifestUpdate
 from fedselect.recompute import manifest_digest
 from fedselect.space import FloatVector
 from workers import shards
@@ -86,4 +86,4 @@ def _read(
     """A client's part of a range, and what its values are measured from."""
     part = shards.read_update(storage, update, *span)
     deltas = manifest.encoding != "f32"
-    return part, None if deltas else shards.read_base(storage, manifest, *span)
+    return part, None if deltas else shards.read_base(storage, manifest.base_object, *span)

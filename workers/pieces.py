@@ -21,18 +21,20 @@ from app.storage import Storage
 from fedselect import wire
 from fedselect.deltafiles import DeltaMeta, advance, delta_head
 from fedselect.deltas import PLANES, DeltaEncoding
+from fedselect.manifestdocs import Manifest
 from fedselect.masks import BLOCK
-from fedselect.protocol import Manifest
 from fedselect.space import FloatVector
 
 VALUES, DELTA = "", ".delta"  # how the key of a piece ends
 
 
-class Finishing(Protocol):
-    """What has summed the updates of a range: an ``Accumulator`` or a ``PrivateSum``."""
+class Shard(Protocol):
+    """All updates of one shard, ready to be averaged: running sums, bounded or noised ones."""
 
     def finish(self, base: FloatVector, k: int) -> FloatVector:
-        """The new values of the range, or with zeros for ``base`` their mean delta."""
+        """The new values of the range, or with zeros for ``base`` their mean delta; where fewer
+        than ``k`` share an element it keeps ``base``.
+        """
 
 
 class Joined(NamedTuple):
@@ -50,7 +52,7 @@ class Pieces:
     manifest: Manifest
     round_id: UUID
 
-    def store(self, part: int, sums: Finishing, base: FloatVector) -> tuple[str, list[str]]:
+    def store(self, part: int, sums: Shard, base: FloatVector) -> tuple[str, list[str]]:
         """Finish one shard from the sums of all its updates and the base's values, (n,), and put
         its pieces into the store; returns their SHA-256 (hex) and their keys.
 
@@ -63,7 +65,7 @@ class Pieces:
         digest = hashlib.sha256(b"".join(files.values())).hexdigest()
         return digest, [self._key(part, kind) for kind in files]
 
-    def _finish(self, sums: Finishing, base: FloatVector) -> Iterator[tuple[str, bytes]]:
+    def _finish(self, sums: Shard, base: FloatVector) -> Iterator[tuple[str, bytes]]:
         encoding, k = self.manifest.encoding, self.manifest.min_contributors
         if encoding == "f32":
             yield VALUES, sums.finish(base, k).astype("<f4").tobytes()

@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Mapping
 from uuid import UUID
 
-from app import jobs, ledger, logs, metrics, rounds, sums, tracing, updates
+from app import conduct, jobs, ledger, logs, metrics, rounds, sums, tracing, updates
 from app.db import Tx
 from app.errors import Unavailable
 from app.jobs import Lease, Progress
@@ -28,11 +28,18 @@ HANDLERS: dict[str, Handler] = {
     "aggregate": aggregation.aggregate_part,
     "publish": aggregation.publish,
     sums.DISCARD: folding.discard,
+    conduct.CONDUCT: lambda core, lease, _: judge_conduct(core, lease),
 }
 # What a worker goes on with by itself, before it hears the next bell; the first of them first.
 ROUNDS_OWN = ("publish", "aggregate", sums.FOLD, sums.DISCARD)
 SPARED = frozenset({sums.FOLD, sums.DISCARD})  # a round does without these
 ACTOR = "worker"
+
+
+def judge_conduct(core: Coordinator, lease: Lease) -> None:
+    """Look at a client's refusals, and suspend it if the rules say so."""
+    with core.db.transaction(ACTOR, "conduct.judge") as tx:
+        conduct.judge(tx, lease)
 
 
 class Renewal:

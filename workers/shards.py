@@ -19,7 +19,7 @@ from fedselect.aggregate import value_range
 from fedselect.deltas import Frames, delta_encoding
 from fedselect.kernels import Part
 from fedselect.layout import Layout
-from fedselect.protocol import Manifest, ManifestUpdate
+from fedselect.manifestdocs import ManifestUpdate
 from fedselect.space import FloatVector
 
 FIRST_READ = 64 * 1024  # covers the head and the tables of all but very large files
@@ -62,11 +62,11 @@ def read_update(storage: Storage, update: ManifestUpdate, start: int, stop: int)
     return Part(packed, codes.codes, update.weight, scales)
 
 
-def read_base(storage: Storage, manifest: Manifest, start: int, stop: int) -> FloatVector:
-    """The base version's values of elements [start, stop)."""
-    begun = storage.read(manifest.base_object, 0, FIRST_READ)
+def read_base(storage: Storage, key: str, start: int, stop: int) -> FloatVector:
+    """The values of elements [start, stop) of the version file at ``key``."""
+    begun = storage.read(key, 0, FIRST_READ)
     offset = wire.read_version_layout(begun).sections["values"].start
-    data = _range(storage, manifest.base_object, begun, offset + 4 * start, offset + 4 * stop)
+    data = _range(storage, key, begun, offset + 4 * start, offset + 4 * stop)
     return np.frombuffer(data, dtype="<f4")
 
 

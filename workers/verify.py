@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import io
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain
 from typing import Any
 
@@ -25,9 +25,11 @@ from app.tables import Arm, Assignment, MaskRecord, Model, Round, Run, Upload, V
 from app.wiring import Coordinator
 from fedselect import wire
 from fedselect.errors import WireError
+from fedselect.manifestdocs import ManifestUpdate
 from fedselect.masks import Mask
 from fedselect.policies import RunSettings
 from fedselect.space import ParameterSpace
+from workers import bounding
 from workers.assemble import assemble
 from workers.copying import Copy
 from workers.court import COURT, Case, JudgeDied, Verdict
@@ -45,6 +47,7 @@ class Order:
     mask: MaskRecord | None = None
     round_number: int = 0
     base_sha256: str = ""
+    base_key: str = ""
     settings: RunSettings | None = None
 
 
@@ -67,7 +70,7 @@ def verify(core: Coordinator, lease: Lease, progress: Progress) -> None:
             raise
         else:
             copy.keep()
-            _accept(core, lease, order, verdict)
+            _accept(core, lease, order, verdict, progress)
     core.storage.delete([upload.staging_key])
 
 
@@ -81,7 +84,8 @@ def _load(core: Coordinator, lease: Lease) -> Order:
     if assignment is None:
         return Order(upload, space)
     settings = RunSettings.model_validate(run.settings).of_arm(arm.name)
-    return Order(upload, space, assignment, mask, current.number, version.sha256, settings)
+    base = (version.sha256, version.object_key)
+    return Order(upload, space, assignment, mask, current.number, *base, settings)
 
 
 @per_thread
@@ -159,7 +163,9 @@ def _plan(storage: Storage, order: Order) -> wire.UpdatePlan:
     )
 
 
-def _accept(core: Coordinator, lease: Lease, order: Order, verdict: Verdict) -> None:
+def _accept(
+    core: Coordinator, lease: Lease, order: Order, verdict: Verdict, progress: Progress
+) -> None:
     key = updates.accepted_key(core, order.upload)
     if order.assignment is None:
         with core.db.transaction(ACTOR, "verify.accept_weights") as tx:
@@ -174,8 +180,38 @@ def _accept(core: Coordinator, lease: Lease, order: Order, verdict: Verdict) -> 
         found = updates.Verified(key, None, known.sha256, known.personal, verdict.examples)
     else:
         raise JudgeDied("the process that judges files forgot the mask")
+    found, refusal = _measured(core.storage, order, found, progress)
     with core.db.transaction(ACTOR, "verify.accept") as tx:
-        updates.accept_update(tx, lease, found, fold_from=core.settings.fold_from)
+        if refusal is not None:
+            updates.reject(tx, lease, reason="update_unchanged", detail=refusal)
+        else:
+            updates.accept_update(tx, lease, found, fold_from=core.settings.fold_from)
+
+
+def _measured(
+    storage: Storage, order: Order, found: updates.Verified, progress: Progress
+) -> tuple[updates.Verified, str | None]:
+    """With the change that the update makes, where the run bounds it; and why it is refused."""
+    rules = order.settings.influence if order.settings else None
+    if order.settings is None or rules is None or not rules.measures:
+        return found, None
+    mask_key = found.mask_key or (order.mask.object_key if order.mask else "")
+    stored = ManifestUpdate(
+        number=0,
+        client="",
+        object=found.object_key,
+        sha256=order.upload.sha256,
+        mask_object=mask_key,
+        mask_sha256=found.mask_sha256,
+        examples=found.examples,
+        weight=1,
+    )
+    base = order.base_key if order.settings.wire.encoding == "f32" else None
+    change = bounding.measured(storage, stored, base, order.space.dim, progress)
+    still = rules.refuse_unchanged and change.norm == 0 and found.personal < order.space.dim
+    refusal = "it shares values, and not one of them differs from the version it began with"
+    measured = replace(found, change_norm=change.norm, sketch=change.sketch)
+    return measured, refusal if still else None
 
 
 def _refuse(core: Coordinator, lease: Lease, copy: Copy, upload: Upload, error: WireError) -> None:

@@ -16,12 +16,12 @@ from app.tables import EvaluationRecord, Round
 from app.web import Call, IfMatch, Page, Paged, check_match, each, etag, require
 from fedselect.evaluations import Evaluation
 from fedselect.lifecycle import RunEvent
+from fedselect.manifestdocs import ManifestDocument
 from fedselect.protocol import (
     ClientInfo,
     EnrolmentCreate,
     Enrolments,
     JobInfo,
-    ManifestDocument,
     ModelCreate,
     ModelInfo,
     RoundDetail,

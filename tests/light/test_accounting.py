@@ -21,6 +21,7 @@ from fedselect.armestimate import estimate_run
 from fedselect.errors import SettingsError
 from fedselect.estimate import single_tensor
 from fedselect.estimatedocs import EstimateCreate
+from fedselect.influence import Influence
 from fedselect.policies import Arms, Dp, Policy, Privacy, Secure
 
 CASES = [(0.5, 1, 1e-5), (1.0, 1, 1e-6), (1.0, 30, 1e-5), (5.0, 100, 1e-5), (10.0, 100, 1e-7)]
@@ -118,13 +119,10 @@ def test_settings_that_would_break_the_bound_are_refused(changes, words):
 
 @pytest.mark.parametrize("privacy", [settings().privacy, Privacy(secure=Secure())])
 def test_what_looks_at_the_updates_of_others_is_refused(privacy):
-    class Bounded(RunSettings):
-        influence: dict[str, str] | None = None
-
     rules = {"policy": Policy(personal="head"), "round": RoundPolicy(min_contributors=3)}
-    Bounded(privacy=privacy, **rules)
+    RunSettings(privacy=privacy, **rules)
     with pytest.raises(ValueError, match="looking at those of others"):
-        Bounded(privacy=privacy, influence={"rule": "median"}, **rules)
+        RunSettings(privacy=privacy, influence=Influence(rule="median"), **rules)
 
 
 def test_a_run_without_privacy_says_nothing_of_it():

@@ -7,7 +7,7 @@ import pytest
 
 from fedselect import folding
 from fedselect.kernels import Sums
-from fedselect.protocol import GROUP, ManifestUpdate
+from fedselect.manifestdocs import GROUP, ManifestUpdate
 from workers.folding import pack, unpack
 
 

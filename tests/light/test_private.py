@@ -9,10 +9,10 @@ import pytest
 from fedselect import Mask
 from fedselect.aggregate import Contribution, reference, whole_part
 from fedselect.deltas import quantise
+from fedselect.manifestdocs import ManifestNoise
 from fedselect.noise import gaussian
 from fedselect.policies import Dp
 from fedselect.private import PrivateSum, add_squares, noise_alone, private_mean, shrink
-from fedselect.protocol import ManifestNoise
 
 SIZE = 5003
 KEY = hashlib.sha256(b"private").digest()

@@ -23,8 +23,8 @@ from fedselect import (
 )
 from fedselect.downloads import LONGEST_CHAIN
 from fedselect.errors import MaskError, WireError
+from fedselect.manifestdocs import GROUP, SHARD, Manifest, ManifestUpdate
 from fedselect.masks import BLOCK
-from fedselect.protocol import GROUP, SHARD, Manifest, ManifestUpdate
 
 MODULES = (wire, checks, layout, inspection, deltas, deltafiles, deflate, maskcoding)
 DOCS = Path(__file__).parents[2] / "docs"

@@ -247,6 +247,7 @@ def settings(
     report: Json | None = None,
     dp: Json | None = None,
     disclosure: Json | None = None,
+    influence: Json | None = None,
     **rules: Any,
 ) -> Json:
     """Run settings without over-selection or second tries; ``rules`` are those of the round."""
@@ -264,6 +265,7 @@ def settings(
         "report": report or {},
         **({"privacy": {"dp": dp}} if dp else {}),
         "disclosure": disclosure or {},
+        **({} if influence is None else {"influence": influence}),
     }
 
 

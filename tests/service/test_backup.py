@@ -20,7 +20,7 @@ from app.retention import COLLECTOR
 from app.verification import verify
 from fedselect import encryption
 from fedselect.errors import FedSelectError
-from fedselect.protocol import Manifest
+from fedselect.manifestdocs import Manifest
 from fedselect.recompute import recompute
 from workers import sweep
 

@@ -14,7 +14,7 @@ from fedselect import wire
 from fedselect.aggregate import SHARD, Contribution, reference
 from fedselect.deltafiles import patch, step
 from fedselect.downloads import LONGEST_CHAIN
-from fedselect.protocol import Manifest
+from fedselect.manifestdocs import Manifest
 from fedselect.recompute import manifest_digest, recompute_files
 
 from .campaign import eager

@@ -15,9 +15,9 @@ from fedselect import wire
 from fedselect.accounting import epsilon
 from fedselect.cli import build
 from fedselect.errors import LedgerError, SettingsError
+from fedselect.manifestdocs import Manifest
 from fedselect.masks import BLOCK
 from fedselect.noise import commitment, run_secret
-from fedselect.protocol import Manifest
 from fedselect.recompute import recompute, recompute_files
 from workers import noising
 

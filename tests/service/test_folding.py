@@ -13,8 +13,8 @@ import pytest
 from app import jobs, manifests, sums
 from app.jobs import LeaseLost
 from fedselect import Kind, ParameterSpace, Role
+from fedselect.manifestdocs import GROUP, Manifest
 from fedselect.masks import BLOCK
-from fedselect.protocol import GROUP, Manifest
 from fedselect.recompute import recompute
 from workers import folding, running, shards
 

@@ -19,7 +19,7 @@ from app.tables import Round
 from fedselect import Mask, ParameterSpace, wire
 from fedselect.aggregate import SHARD, Contribution, reference
 from fedselect.audit import canonical_json
-from fedselect.protocol import ManifestDocument
+from fedselect.manifestdocs import ManifestDocument
 from fedselect.space import FloatVector, Kind, Role
 
 from .factories import (

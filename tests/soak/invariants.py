@@ -15,7 +15,7 @@ import numpy as np
 from app.ledgercheck import check_ledger
 from app.objects import check_objects
 from fedselect import Mask, wire
-from fedselect.protocol import Manifest
+from fedselect.manifestdocs import Manifest
 from fedselect.recompute import recompute
 
 from .stack import Stack

@@ -12,7 +12,7 @@ import numpy as np
 
 from fedselect import Mask, ParameterSpace
 from fedselect.checkindocs import Assignment
-from fedselect.protocol import SHARD, Manifest
+from fedselect.manifestdocs import SHARD, Manifest
 from fedselect.recompute import recompute
 from fedselect.space import Kind, Role
 

@@ -1,0 +1,102 @@
+"""Conduct: what a client's updates say of it, and what follows.
+
+Owns the questions about likeness, groups and strikes, and the job that suspends. The rules are
+``fedselect.influence`` and ``likeness``. Must not read files.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from datetime import datetime
+from uuid import UUID
+
+from sqlalchemy import select
+
+from app import clients, jobs
+from app.db import Tx
+from app.tables import Assignment, Client, Round, Run, Transition, Update
+from fedselect.influence import group_of, is_strike, suspended
+from fedselect.lifecycle import AssignmentState
+from fedselect.likeness import cosine
+from fedselect.policies import Influence, RunSettings
+
+CONDUCT = "conduct"
+
+
+def rules_of(run: Run) -> Influence | None:
+    """What the run bounds, if it does."""
+    return RunSettings.model_validate(run.settings).influence
+
+
+def resembles(tx: Tx, round_id: UUID, sketch: bytes, rules: Influence) -> int | None:
+    """The number of an accepted update of the round that changes the same way, if there is one."""
+    if rules.likeness is None:
+        return None
+    query = (
+        select(Update.number, Update.sketch)
+        .where(Update.round_id == round_id, Update.withdrawn_at.is_(None))
+        .order_by(Update.number)
+    )
+    for number, other in tx.session.execute(query):
+        if other is not None and cosine(sketch, other) >= rules.likeness:
+            return int(number)
+    return None
+
+
+def has_room(tx: Tx, run: Run, current: Round, client_id: UUID) -> bool:
+    """Whether the round takes one more client of this one's group; the run must be locked.
+
+    Clients without a tag of the kind are one group together, so that leaving it out wins nothing.
+    """
+    rules = rules_of(run)
+    if rules is None or rules.clients_per_group is None:
+        return True
+    own = group_of(tx.session.get_one(Client, client_id).tags, rules.group)
+    query = (
+        select(Client.tags)
+        .join(Assignment, Assignment.client_id == Client.id)
+        .where(Assignment.round_id == current.id, Assignment.attempt == 1)
+    )
+    there = [group_of(tags, rules.group) for tags in tx.session.scalars(query)]
+    return there.count(own) < rules.clients_per_group
+
+
+def struck(tx: Tx, run: Run, assignment: Assignment, reason: str) -> None:
+    """After a refusal: have the client's conduct looked at, if the run counts strikes."""
+    rules = rules_of(run)
+    if rules is not None and rules.strikes is not None and is_strike(reason):
+        client, project = assignment.client_id, assignment.project_id
+        jobs.require(tx, CONDUCT, client, project=project, parts=[0])
+
+
+def judge(tx: Tx, lease: jobs.Lease) -> None:
+    """Suspend a client whose refusals in any run are enough for that.
+
+    Raises:
+        LeaseLost: another worker holds the job.
+    """
+    # The client first, as everywhere. Whoever strikes meanwhile makes the job due under the lock
+    # of its row, which we hold from here on: a strike is seen either now or then.
+    query = select(Client).where(Client.id == lease.subject_id).with_for_update()
+    client = tx.session.scalars(query, execution_options={"populate_existing": True}).one()
+    jobs.finish(tx, lease)
+    for run_id, refusals in _refusals(tx, client.id).items():
+        rules = rules_of(tx.session.get_one(Run, run_id))
+        if rules and suspended(refusals, rules, since=client.forgiven_at, now=tx.now):
+            clients.suspend(tx, client, cause=f"strikes in run {run_id}")
+
+
+def _refusals(tx: Tx, client_id: UUID) -> dict[UUID, list[tuple[datetime, str | None]]]:
+    query = (
+        select(Assignment.run_id, Transition.created_at, Transition.reason)
+        .join(Transition, Transition.subject_id == Assignment.id)
+        .where(
+            Assignment.client_id == client_id,
+            Transition.subject_kind == "assignment",
+            Transition.to_state == AssignmentState.REJECTED.value,
+        )
+    )
+    found: dict[UUID, list[tuple[datetime, str | None]]] = defaultdict(list)
+    for run_id, at, reason in tx.session.execute(query):
+        found[run_id].append((at, reason))
+    return found
