@@ -14,7 +14,7 @@ from sqlalchemy import ScalarSelect, Select, and_, case, exists, extract, func, 
 
 from app import arms, catalog, cohorts, ledger
 from app.auth import Principal
-from app.db import Tx, among
+from app.db import Tx
 from app.errors import Conflict, Invalid, Missing
 from app.tables import (
     Arm,
@@ -210,11 +210,17 @@ def pointers() -> ScalarSelect[Any]:
         )
         .correlate(Rollout, Client)
     )
-    pins = Channel.version_id, Channel.previous_id, Rollout.version_id
+    pins = Version.id.in_([Channel.version_id, Channel.previous_id, Rollout.version_id])
+    pinned = (
+        select(func.jsonb_agg(func.jsonb_build_array(Version.arm_id, Version.number)))
+        .where(pins)
+        .correlate(Channel, Rollout)
+        .scalar_subquery()
+    )
     pointer = func.jsonb_build_object(
         *("model", Channel.model_id, "channel", Channel.name),
         *("version", case((reached, Rollout.version_id), else_=Channel.version_id)),
-        *("pins", func.jsonb_build_array(*pins)),
+        *("pins", pinned),
         *("moved", extract("epoch", Channel.moved_at)),
         *("rule", Cohort.rule, "salt", Cohort.salt),
     )
@@ -247,14 +253,10 @@ def serving(tx: Tx, found: list[dict[str, Any]] | None, client: Candidate) -> Se
     return as_served(tx, chosen["channel"], UUID(chosen["version"]))
 
 
-def pinned(tx: Tx, found: list[dict[str, Any]] | None) -> list[Pinned]:
+def pinned(found: list[dict[str, Any]] | None) -> list[Pinned]:
     """Of what :func:`pointers` found, all versions that the client may be told to serve."""
-    ids = {UUID(pin) for each in found or () for pin in each["pins"] if pin is not None}
-    if not ids:
-        return []
-    query = select(Version.arm_id, Version.number).where(among(Version.id, sorted(ids)))
-    rows = tx.session.execute(query.order_by(Version.arm_id, Version.number))
-    return [Pinned(arm_id=row.arm_id, number=row.number) for row in rows]
+    pins = {(arm, number) for each in found or () for arm, number in each["pins"]}
+    return [Pinned(arm_id=UUID(arm), number=number) for arm, number in sorted(pins)]
 
 
 def as_served(tx: Tx, channel: str, version_id: UUID) -> Serving:

@@ -90,7 +90,7 @@ def check_in(tx: Tx, principal: Principal, body: CheckIn, *, core: Coordinator) 
         run_state=RunState(seen.run_state) if seen.run_state else None,
         unable=_unable(seen, settings, body) if settings and work is None else None,
         serving=channels.serving(tx, seen.pointers, candidate),
-        pinned=channels.pinned(tx, seen.pointers),
+        pinned=channels.pinned(seen.pointers),
     )
 
 

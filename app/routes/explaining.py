@@ -115,9 +115,12 @@ def get_explanation(
         str | None, Query(max_length=64, description="Name of an arm; else the run's first.")
     ] = None,
     accept: Annotated[str | None, Header(include_in_schema=False)] = None,
-    call: Call = READ,
+    call: Call = require(Scope.MASK_READ),
 ) -> Explanation | Response:
-    """By tensor: how much, how it was chosen, whether others chose the same, and its worth."""
+    """By tensor: how much, how it was chosen, whether others chose the same, and its worth.
+
+    It follows from the mask of a single client, and needs the scope `mask:read`.
+    """
     found = call.run(lambda tx: explanations.find(tx, call.who, run_id, client_id, arm=arm))
     made = explanations.explanation(call.core, found)
     if (form or FORMS[media.preferred(accept, list(FORMS))]) == "html":

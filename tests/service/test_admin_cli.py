@@ -145,12 +145,12 @@ def test_webhooks(admin, project):
 
 
 def test_cohorts_channels_and_rollouts(admin, project, tmp_path):
-    world = World(project, count=4)
+    world = World(project, count=5)
     cohort = admin("cohorts", "create", "some", "--percent", 100, "--json")
-    assert cohort["members"] == 4
+    assert cohort["members"] == 5
     assert admin("cohorts", "show", cohort["id"], "--json") == cohort
     assert "some" in admin("cohorts", "list")
-    assert len(admin("cohorts", "clients", cohort["id"], "--json")) == 4
+    assert len(admin("cohorts", "clients", cohort["id"], "--json")) == 5
     assert admin("cohorts", "create", "none", code=1).exception.code == "request_invalid"
 
     model, versions = world.model.id, [each["id"] for each in world.versions]
@@ -158,7 +158,10 @@ def test_cohorts_channels_and_rollouts(admin, project, tmp_path):
     found = admin("channels", "set", model, "stable", versions[1], *why)
     assert (found["version"]["id"], found["reason"]) == (versions[1], "agreed")
     assert admin("channels", "show", model, "stable", "--json") == found
-    pilot = ("--cohort", cohort["id"], *why)
+    one = admin(
+        "cohorts", "create", "one", "--client", next(iter(world.clients.values())).name, "--json"
+    )
+    pilot = ("--cohort", one["id"], *why)
     admin("channels", "set", model, "pilot", versions[2], *pilot)
     assert len(admin("channels", "list", model, "--json")) == 2
     refusal = admin("channels", "roll-back", model, "pilot", *why, code=1)

@@ -112,7 +112,7 @@ ALLOWED: dict[str, set[str]] = {
     "GET /v1/runs/{run_id}/estimate": STAFF,
     "GET /v1/runs/{run_id}/report": STAFF,
     "GET /v1/runs/{run_id}/comparison": STAFF,
-    "GET /v1/runs/{run_id}/clients/{client_id}/explanation": STAFF,
+    "GET /v1/runs/{run_id}/clients/{client_id}/explanation": {OWNER, OPERATOR, AUDITOR},
     "POST /v1/cohorts": HANDS,
     "GET /v1/cohorts": STAFF,
     "GET /v1/cohorts/{cohort_id}": STAFF,
