@@ -210,17 +210,10 @@ def pointers() -> ScalarSelect[Any]:
         )
         .correlate(Rollout, Client)
     )
-    pins = Version.id.in_([Channel.version_id, Channel.previous_id, Rollout.version_id])
-    pinned = (
-        select(func.jsonb_agg(func.jsonb_build_array(Version.arm_id, Version.number)))
-        .where(pins)
-        .correlate(Channel, Rollout)
-        .scalar_subquery()
-    )
     pointer = func.jsonb_build_object(
         *("model", Channel.model_id, "channel", Channel.name),
         *("version", case((reached, Rollout.version_id), else_=Channel.version_id)),
-        *("pins", pinned),
+        *("pins", _pins()),
         *("moved", extract("epoch", Channel.moved_at)),
         *("rule", Cohort.rule, "salt", Cohort.salt),
     )
@@ -238,6 +231,13 @@ def pointers() -> ScalarSelect[Any]:
         .correlate(Client)
         .scalar_subquery()
     )
+
+
+def _pins() -> ScalarSelect[Any]:
+    """Arm and number of all versions that the ``Channel`` and ``Rollout`` of the query point at."""
+    mine = Version.id.in_([Channel.version_id, Channel.previous_id, Rollout.version_id])
+    found = select(func.jsonb_agg(func.jsonb_build_array(Version.arm_id, Version.number)))
+    return found.where(mine).correlate(Channel, Rollout).scalar_subquery()
 
 
 def serving(tx: Tx, found: list[dict[str, Any]] | None, client: Candidate) -> Serving | None:

@@ -36,14 +36,15 @@ from fedselect.wire import Update
 
 PAGE = Path(__file__).parents[1] / "docs" / "SECURITY.md"
 BEGIN, END = "<!-- attacks -->\n", "<!-- end of attacks -->"
-CLIENTS, ROUNDS, STEPS = 20, 20, 10
+CLIENTS, ROUNDS, STEPS = 20, 50, 10
+FIRST_SEED = 10  # the defence was chosen on seeds 0 and 1
 TRAINED, HELD_OUT = 60, 100  # images of a client
 HOSTILE = {"10 %": 2, "20 %": 4}
 MOST_LOST = 2.0  # points
 TARGET = 0  # the label that the backdoor leads to
 PLAIN = RoundPolicy(goal=CLIENTS, quorum=1, over_selection=1, min_contributors=2)
 GUARDED = PLAIN.model_copy(update={"min_contributors": 9})  # 2c + 1 for c = 4
-DEFENCE = Influence(rule="trimmed_mean", trim=0.3, clip_quantile=0.5, likeness=0.98)
+DEFENCE = Influence(clip_quantile=0.5, likeness=0.98)
 Dense = npt.NDArray[np.float64]
 Updates = dict[str, Update]
 
@@ -416,7 +417,7 @@ def table(rows: Sequence[Row], clean: Mapping[str, float], seeds: int) -> Iterat
         f"`python -m bench.attacks` ({seeds} seeds): {CLIENTS} clients of scikit-learn's digits, "
         f"{ROUNDS} rounds of {STEPS} steps, policy `fedselect`, attackers that know all that is "
         f"sent. *Off*: the defaults, k = {PLAIN.min_contributors}. *On*: k = "
-        f"{GUARDED.min_contributors}, `rule: {DEFENCE.rule}`, `trim: {DEFENCE.trim}`, "
+        f"{GUARDED.min_contributors}, `rule: {DEFENCE.rule}`, "
         f"`clip_quantile: {DEFENCE.clip_quantile}`, `likeness: {DEFENCE.likeness}`. Accuracy is "
         f"that of honest clients with their personal parts: {clean['off']:.1f} % with nobody "
         f"attacking and the defence off, {clean['on']:.1f} % with it on. Points lost count from "
@@ -451,7 +452,7 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(1)
     begun = time.monotonic()
-    rows, clean = measure(range(options.seeds))
+    rows, clean = measure(range(FIRST_SEED, FIRST_SEED + options.seeds))
     text = "\n".join(table(rows, clean, options.seeds)) + "\n"
     print(text)
     print(f"{time.monotonic() - begun:.0f} s", file=sys.stderr)
