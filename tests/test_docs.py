@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 
@@ -11,6 +12,8 @@ from contract.document import PAGE, generated, kept, plain, text
 from typer.main import get_command
 
 from app.tables import Table
+from bench.probe import table
+from bench.report import newest
 from fedselect.cli import build
 from fedselect.lifecycle import AssignmentState, RoundState, RunState
 
@@ -109,3 +112,10 @@ def test_every_claim_about_privacy_points_to_a_test_that_exists():
         file = named or file  # `::name` is in the file that was named last
         assert (ROOT / file).is_file(), file
         assert f"def {test}(" in (ROOT / file).read_text(), (file, test)
+
+
+def test_the_table_of_what_masks_tell_is_the_newest_that_was_measured():
+    lines = (DOCS / "bench-results.jsonl").read_text().splitlines()
+    (line,) = [each for each in newest(map(json.loads, lines)) if each["bench"] == "probe"]
+    _, _, rest = (DOCS / "PRIVACY.md").read_text().partition("<!-- probe: begin -->\n")
+    assert rest.partition("<!-- probe: end -->")[0].strip() == table(line)
