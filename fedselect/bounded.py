@@ -39,7 +39,7 @@ class Bounds:
 
     ``share_cap``: no client weighs more than 1/k of an element. ``movers``: only clients whose
     value is not the base's count towards k. ``rule`` trims ``trim`` of the values at each end from
-    five present values on; weights play no part in it, unless it is the mean.
+    five present values on, but leaves k of them; weights play no part in it, unless it is the mean.
     """
 
     rule: Rule = "mean"
@@ -166,7 +166,7 @@ def _averaged(
         weights = [part.weight for part in parts]
         total, weight = _weighted(rows, present, weights, k if bounds.share_cap else None)
     else:
-        total, weight = _trimmed(rows, present, bounds.trimming)
+        total, weight, movers = _trimmed(rows, present, bounds.trimming, k)
     enough = ((movers if bounds.movers else counts) >= max(k, 1)) & (weight > 0)
     mean = np.divide(total, weight, out=np.zeros(base.size), where=enough)
     return np.where(enough, base.astype(np.float64) + mean, base).astype(np.float32)
@@ -208,15 +208,24 @@ def weight_cap(present: Flags, weights: Sequence[float], k: int) -> Changes:
     return found
 
 
-def _trimmed(rows: Changes, present: Flags, rule: Trim) -> tuple[Changes, Changes]:
-    """The sum of the values that count, in ascending order, and how many they are."""
+def _trimmed(
+    rows: Changes, present: Flags, rule: Trim, k: int
+) -> tuple[Changes, Changes, npt.NDArray[np.int64]]:
+    """The sum of the values that count, in ascending order, how many they are, and how many of
+    them are of clients that moved the element.
+
+    ``k`` values count at least, where so many are there: a median would be one client's value.
+    """
     ranked = np.where(present, rows + 0.0, np.inf)  # -0.0 is 0.0
     ranked.sort(axis=0)
-    first, stop = rule.windows(len(rows))[:, present.sum(axis=0)]
-    total = np.zeros(rows.shape[1])
+    counts = present.sum(axis=0)
+    cut = np.minimum(rule.windows(len(rows))[0][counts], np.maximum(counts - k, 0) // 2)
+    total, movers = np.zeros(rows.shape[1]), np.zeros(rows.shape[1], dtype=np.int64)
     for rank, row in enumerate(ranked):
-        total += np.where((first <= rank) & (rank < stop), row, 0.0)
-    return total, (stop - first).astype(np.float64)
+        inside = (cut <= rank) & (rank < counts - cut)
+        total += np.where(inside, row, 0.0)
+        movers += inside & (row != 0)
+    return total, (counts - 2 * cut).astype(np.float64), movers
 
 
 # --- a whole round, without a service ----------------------------------------------------------

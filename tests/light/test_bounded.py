@@ -65,9 +65,8 @@ def plain(base, parts, factors, bounds: Bounds, k: int) -> list[float]:
     for j in range(base.size):
         here = [n for n, row in enumerate(dense) if row[j] is not None]
         steps = {n: float(dense[n][j]) - float(base[j]) for n in here}
-        voices = sum(step != 0 for step in steps.values()) if bounds.movers else len(here)
         weights = [float(parts[n].weight) for n in here]
-        if voices < max(k, 1) or not sum(weights):
+        if len(here) < max(k, 1) or not sum(weights):
             out.append(float(base[j]))
             continue
         most = math.inf if bounds.max_change is None else bounds.max_change
@@ -75,12 +74,15 @@ def plain(base, parts, factors, bounds: Bounds, k: int) -> list[float]:
         if bounds.rule == "mean":
             weights = capped(weights, k) if bounds.share_cap and k > 0 else weights
             mean = math.fsum(w * d for w, d in zip(weights, moved, strict=True)) / sum(weights)
+            kept = moved
         else:
             share = 0.5 if bounds.rule == "median" else bounds.trim
             cut = min(math.floor(share * len(moved)), (len(moved) - 1) // 2)
-            cut = cut if len(moved) >= 5 else 0
+            cut = min(cut, (len(moved) - k) // 2) if len(moved) >= 5 else 0
             kept = sorted(moved)[cut : len(moved) - cut]
             mean = math.fsum(kept) / len(kept)
+        if bounds.movers and sum(step != 0 for step in kept) < max(k, 1):
+            mean = 0.0
         out.append(float(base[j]) + mean)
     return out
 
@@ -98,6 +100,25 @@ def test_the_average_is_what_the_rule_says(seed, weights, bounds, k):
     found = bounded(base, parts, factors, bounds, k)
     assert found.dtype == np.float32
     assert np.allclose(found, plain(base, parts, factors, bounds, k), rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("bounds", [Bounds("median"), Bounds("trimmed_mean", trim=0.45)])
+@pytest.mark.parametrize(("k", "mean"), [(1, 3.0), (2, 3.0), (3, 3.0), (4, 3.2), (5, 3.2)])
+def test_no_rule_publishes_the_value_of_fewer_than_k(bounds, k, mean):
+    """Of 1, 2, 3, 4, 6 the middle three count for k = 3, and all for k above."""
+    base = np.zeros(1, np.float32)
+    sent = [Contribution(Mask.empty(1), np.float32([v])) for v in (1, 2, 3, 4, 6)]
+    assert bounded(base, sent, [1.0] * 5, bounds, k) == np.float32(mean)
+
+
+@pytest.mark.parametrize("rule", ["trimmed_mean", "median"])
+def test_movers_that_were_trimmed_hide_nobody(rule):
+    base = np.zeros(1, np.float32)
+    values = [0.0] * 7 + [1.0, 2.0, 3.0]
+    sent = [Contribution(Mask.empty(1), np.float32([value])) for value in values]
+    for movers, moves in ((True, False), (False, rule == "trimmed_mean")):
+        bounds = Bounds(rule, movers=movers)
+        assert (bounded(base, sent, [1.0] * 10, bounds, 3)[0] != 0) == moves
 
 
 @pytest.mark.parametrize("rule", ["mean", "trimmed_mean", "median"])
