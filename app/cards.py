@@ -95,8 +95,8 @@ def _origin(tx: Tx, version: Version) -> CardOrigin | None:
 
 
 def _told(updates: int, examples: int, settings: RunSettings) -> int | None:
-    """The examples behind a version to two digits, so that two versions of which one client left
-    do not say how many it has; None of fewer clients than a figure is formed over.
+    """The examples behind a version to two digits; None of fewer clients than a figure is formed
+    over. Of few clients the difference of two versions may still say about how many one has.
     """
     if updates < settings.told.min_clients:
         return None
@@ -128,14 +128,15 @@ def _evaluation(tx: Tx, version_id: UUID, *, least: int) -> CardEvaluation | Non
             for report in reports
         ),
         personal_share=fmean(report["personal_share"] for report in reports),
-        scores={name: _score(_of(reports, name), least) for name in names},
+        scores={name: _score(_of(reports, name, least), least) for name in names},
     )
 
 
-def _of(reports: Sequence[dict[str, Any]], name: str) -> list[tuple[int, int]]:
-    """(correct, total) of everybody who has this score."""
+def _of(reports: Sequence[dict[str, Any]], name: str, least: int) -> list[tuple[int, int]]:
+    """(correct, total) of everybody who has this score, by whole groups of ``least``, too."""
     found = [report["scores"][name] for report in reports if name in report["scores"]]
-    return [(score["correct"], score["total"]) for score in found]
+    whole = found[: len(found) // least * least]
+    return [(score["correct"], score["total"]) for score in whole]
 
 
 def _score(found: Sequence[tuple[int, int]], least: int) -> CardScore:

@@ -21,6 +21,7 @@ from fedselect.likeness import cosine
 from fedselect.policies import Influence, RunSettings
 
 CONDUCT = "conduct"
+GIVEN_UP = [AssignmentState.DECLINED.value, AssignmentState.EXPIRED.value]
 
 
 def rules_of(run: Run) -> Influence | None:
@@ -47,6 +48,7 @@ def has_room(tx: Tx, run: Run, current: Round, client_id: UUID) -> bool:
     """Whether the round takes one more client of this one's group; the run must be locked.
 
     Clients without a tag of the kind are one group together, so that leaving it out wins nothing.
+    A place that was declined or not used in time is free again.
     """
     rules = rules_of(run)
     if rules is None or rules.clients_per_group is None:
@@ -56,6 +58,7 @@ def has_room(tx: Tx, run: Run, current: Round, client_id: UUID) -> bool:
         select(Client.tags)
         .join(Assignment, Assignment.client_id == Client.id)
         .where(Assignment.round_id == current.id, Assignment.attempt == 1)
+        .where(Assignment.state.not_in(GIVEN_UP))
     )
     there = [group_of(tags, rules.group) for tags in tx.session.scalars(query)]
     return there.count(own) < rules.clients_per_group
