@@ -330,11 +330,7 @@ class Arm:
 
     def _save(self, name: str, *pieces: bytes | memoryview) -> StoredFile:
         write_atomically(self._path / name, *pieces)
-        digest = hashlib.sha256()
-        for piece in pieces:
-            digest.update(piece)
-        size = sum(memoryview(piece).nbytes for piece in pieces)
-        return StoredFile(name=name, sha256=digest.hexdigest(), size=size)
+        return StoredFile.of(name, *pieces)
 
     def _load(self, file: StoredFile) -> bytes:
         path = self._path / file.name

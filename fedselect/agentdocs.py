@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import re
 from pathlib import Path
-from typing import Literal, TypeVar
+from typing import Literal, Self, TypeVar
 from uuid import UUID
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -54,6 +54,15 @@ class StoredFile(Document):
     name: str
     sha256: str
     size: int
+
+    @classmethod
+    def of(cls, name: str, *pieces: bytes | memoryview) -> Self:
+        """What is to be known of a file that holds these pieces, one after the other."""
+        digest = hashlib.sha256()
+        for piece in pieces:
+            digest.update(piece)
+        size = sum(memoryview(piece).nbytes for piece in pieces)
+        return cls(name=name, sha256=digest.hexdigest(), size=size)
 
 
 class Committed(Document):

@@ -124,11 +124,7 @@ class Shelf:
 
     def _save(self, name: str, *pieces: bytes | memoryview) -> StoredFile:
         write_atomically(self._path / name, *pieces)
-        digest = hashlib.sha256()
-        for piece in pieces:
-            digest.update(piece)
-        size = sum(memoryview(piece).nbytes for piece in pieces)
-        return StoredFile(name=name, sha256=digest.hexdigest(), size=size)
+        return StoredFile.of(name, *pieces)
 
     def _sweep(self) -> None:
         named = {file.name for pair in self._shown.pairs for file in (pair.version, pair.state)}
