@@ -222,7 +222,9 @@ def _work(tx: Tx, candidate: Candidate, body: CheckIn, seen: Any) -> Assignment 
     places = [p for p in places if cohorts.admits(p.rule, p.salt, candidate)]
     open_to = [p for p in places if _again(p, tx.now)] or [p for p in places if _new(p, tx.now)]
     open_to.sort(key=lambda place: (place.Round.opened_at, place.Round.id.int ^ client_id.int))
-    return _join(tx, client_id, open_to[0].Round.id) if open_to else None
+    # Looked for without a lock, so that one run alone is locked, whose room counts again then.
+    first = next((place for place in open_to if _has_room(tx, place, client_id)), None)
+    return _join(tx, client_id, first.Round.id) if first else None
 
 
 def _in_arm(place: Any, client_id: UUID) -> bool:
@@ -245,11 +247,13 @@ def _places() -> Select[Any]:
     )
     most = Run.settings["round"]["client_attempts"].as_integer()
     encoding = func.coalesce(Run.settings["wire"]["encoding"].as_string(), "f32")
+    per_group = Run.settings["influence"]["clients_per_group"].as_integer()
     return (
         select(Round, aliased(Assignment, last, name="Assignment"))
         .add_columns(Run.state.label("run_state"), most.label("most"), encoding.label("encoding"))
         .add_columns(Arm.name.label("arm"), Run.settings["arms"].label("arms"))
         .add_columns(Run.settings["seed"].label("seed"), Cohort.rule, Cohort.salt)
+        .add_columns(per_group.label("per_group"))
         .join(Client, Client.project_id == Round.project_id)
         .join(Run, Run.id == Round.run_id)
         .join(Arm, Arm.id == Round.arm_id)
@@ -299,6 +303,14 @@ def _new(place: Any, now: datetime) -> bool:
     """Whether the round still selects and the client has no place in it."""
     selecting = place.Round.state == RoundState.SELECTING and place.Round.selection_ends > now
     return bool(selecting and place.Assignment is None and place.run_state == RunState.RUNNING)
+
+
+def _has_room(tx: Tx, place: Any, client_id: UUID) -> bool:
+    """Whether the round takes this client, as far as its group is concerned."""
+    if place.Assignment is not None or place.per_group is None:
+        return True
+    run = tx.session.get_one(Run, place.Round.run_id)
+    return conduct.has_room(tx, run, place.Round, client_id)
 
 
 def _join(tx: Tx, client_id: UUID, round_id: UUID) -> Assignment | None:

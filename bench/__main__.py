@@ -11,7 +11,6 @@ import argparse
 import importlib
 import json
 import os
-import platform
 import shutil
 import signal
 import subprocess
@@ -19,21 +18,16 @@ import sys
 import time
 import traceback
 from dataclasses import asdict
-from datetime import UTC, datetime
-from importlib.metadata import version
 from pathlib import Path
 
 from app.localprocess import end, search
 from app.localstack import LocalStack
 from bench.harness import REGISTER, Bench, Json, Outcome, Room, all_benches
-from bench.report import draw, render, section
+from bench.report import section
+from bench.results import ROOT, append, machine, record
 
-ROOT = Path(__file__).parents[1]
 WORK = ROOT / ".bench"
-RESULTS = ROOT / "docs" / "bench-results.jsonl"
-PAGE = ROOT / "docs" / "PERFORMANCE.md"
 MARK = "FEDSELECT_BENCH_ROOM"  # set for a benchmark and, through it, for all that it starts
-NAMED = ("numpy", "torch", "numba")  # versions worth noting beside Python's
 
 
 def main() -> int:
@@ -69,23 +63,6 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--alone", help=argparse.SUPPRESS)  # in this very process
     parser.add_argument("--module", help=argparse.SUPPRESS)
     return parser.parse_args()
-
-
-def machine() -> Json:
-    """Where, when and with what this is measured; asked before anything runs."""
-    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    revision = ["git", "describe", "--always", "--dirty", "--exclude", "*"]
-    commit = subprocess.run(revision, cwd=ROOT, capture_output=True, text=True, check=False)
-    versions = [f"Python {platform.python_version()}", *(f"{n} {version(n)}" for n in NAMED)]
-    return {
-        "date": f"{datetime.now(UTC):%Y-%m-%d}",
-        "commit": commit.stdout.strip() or "unknown",
-        "processor": names[0] if names else platform.processor(),
-        "cores": os.cpu_count(),
-        "load": round(os.getloadavg()[0], 1),
-        "versions": ", ".join(versions),
-    }
 
 
 # --- one benchmark in a process of its own -------------------------------------------------------
@@ -158,15 +135,10 @@ def _end_all(folder: Path) -> None:
 
 
 def _note(lines: list[Json], options: argparse.Namespace) -> None:
-    results = options.results or (None if options.form == "quick" else RESULTS)
-    if results is None:
-        return
-    with results.open("a") as file:
-        file.writelines(f"{json.dumps(line, ensure_ascii=False)}\n" for line in lines)
-    if results == RESULTS:
-        known = [json.loads(line) for line in RESULTS.read_text().splitlines()]
-        PAGE.write_text(render(PAGE.read_text(), known))
-        draw(known, PAGE.parent / "plots")
+    if options.results is not None:
+        append(lines, options.results)
+    elif options.form != "quick":
+        record(lines)
 
 
 if __name__ == "__main__":

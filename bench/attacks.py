@@ -1,6 +1,6 @@
 """`python -m bench.attacks`: hostile clients against the product's own aggregation.
 
-It writes the table of docs/SECURITY.md.
+It notes what it found in docs/bench-results.jsonl and writes the table of docs/SECURITY.md from it.
 
 Twenty clients of scikit-learn's digits, each with its own mix of labels, learn with masks. Some are
 hostile and know everything: the base, what all others send, the rule. Runs are simulations, which
@@ -14,7 +14,7 @@ import argparse
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from statistics import fmean
 
@@ -22,6 +22,8 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from bench.harness import Figure, Json
+from bench.results import append, machine, record
 from fedselect import RunSettings
 from fedselect.aggregate import Contribution
 from fedselect.bounded import sift
@@ -367,10 +369,17 @@ def _success(world: World, attack: Attack | None, watch: Watch, found: Simulatio
 class Row:
     """One attack at one share: accuracy lost against nobody attacking, and success; off and on."""
 
-    attack: Attack
+    attack: str
     share: str
-    lost: tuple[float, float]
-    success: tuple[float, float]
+    kind: str  # of success
+    lost: Sequence[float]
+    success: Sequence[float]
+
+    @property
+    def met(self) -> bool:
+        """Whether the defence holds what is wanted of it."""
+        captured = self.kind == "captured" and self.success[1] > 0
+        return self.lost[1] <= MOST_LOST and not captured
 
 
 def measure(seeds: Sequence[int]) -> tuple[list[Row], dict[str, float]]:
@@ -389,7 +398,7 @@ def measure(seeds: Sequence[int]) -> tuple[list[Row], dict[str, float]]:
             ]
             lost = [clean[bad, False] - fmean(each.accuracy for each in found) for found in pair]
             success = [fmean(each.success for each in found) for found in pair]
-            rows.append(Row(attack, share, (lost[0], lost[1]), (success[0], success[1])))
+            rows.append(Row(attack.name, share, attack.success, lost, success))
             print(f"{attack.name} {share}: lost {lost}, success {success}", file=sys.stderr)
     means = {
         name: fmean(clean[bad, guarded] for bad in HOSTILE.values())
@@ -411,8 +420,27 @@ def _quiet(world: World, bad: int, *, guarded: bool) -> float:
     return fmean(100 * scores[n]["pre"].correct / scores[n]["pre"].total for n in honest)
 
 
-def table(rows: Sequence[Row], clean: Mapping[str, float], seeds: int) -> Iterator[str]:
-    """The lines between the marks of docs/SECURITY.md."""
+def line(rows: Sequence[Row], clean: Mapping[str, float], seeds: int) -> Json:
+    """What was found, as results of benchmarks are kept; ``rows`` and ``clean`` make the table."""
+    limit = ("the limit", MOST_LOST, 1.0, "points")
+    figures = [
+        asdict(Figure(f"lost with the defence on, {row.attack}, {row.share}", row.lost[1], *limit))
+        for row in rows
+    ]
+    size = {"clients": CLIENTS, "rounds": ROUNDS, "seeds": seeds}
+    head = {"bench": "attacks", "form": "full", "size": size, "figures": figures, "curves": []}
+    notes = ["Without the defence, and what attackers reach: [SECURITY.md](SECURITY.md)."]
+    kept = {"rows": [asdict(row) for row in rows], "clean": dict(clean)}
+    return {**head, "notes": notes, "error": "", **kept}
+
+
+def table(found: Json) -> str:
+    """A result as the text between the marks of docs/SECURITY.md."""
+    return "\n".join(_table(found)) + "\n"
+
+
+def _table(found: Json) -> Iterator[str]:
+    seeds, clean = found["size"]["seeds"], found["clean"]
     yield (
         f"`python -m bench.attacks` ({seeds} seeds): {CLIENTS} clients of scikit-learn's digits, "
         f"{ROUNDS} rounds of {STEPS} steps, policy `fedselect`, attackers that know all that is "
@@ -426,12 +454,12 @@ def table(rows: Sequence[Row], clean: Mapping[str, float], seeds: int) -> Iterat
     yield ""
     yield "| attack | hostile | lost, off | lost, on | success, off | success, on | |"
     yield "|---|---|---|---|---|---|---|"
-    for row in rows:
-        verdict = "met" if _met(row) else "**missed**"
-        unit = UNITS[row.attack.success]
+    for row in (Row(**each) for each in found["rows"]):
+        verdict = "met" if row.met else "**missed**"
+        unit = UNITS[row.kind]
         shown = [f"{each:.0f} {unit}" if unit else "" for each in row.success]
         lost = [f"{each:.1f}" for each in row.lost]
-        yield f"| {row.attack.name} | {row.share} | {' | '.join([*lost, *shown])} | {verdict} |"
+        yield f"| {row.attack} | {row.share} | {' | '.join([*lost, *shown])} | {verdict} |"
     yield ""
     yield (
         f"Wanted: at most {MOST_LOST:.0f} points lost with the defence on, 0 elements captured (an "
@@ -440,26 +468,28 @@ def table(rows: Sequence[Row], clean: Mapping[str, float], seeds: int) -> Iterat
     )
 
 
-def _met(row: Row) -> bool:
-    captured = row.attack.success == "captured" and row.success[1] > 0
-    return row.lost[1] <= MOST_LOST and not captured
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m bench.attacks", description=__doc__)
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--print", action="store_true", help="leave the docs alone")
+    parser.add_argument("--results", type=Path, help="append to this file, leave the docs alone")
     options = parser.parse_args()
     torch.set_num_threads(1)
-    begun = time.monotonic()
+    place, begun = machine(), time.monotonic()
     rows, clean = measure(range(FIRST_SEED, FIRST_SEED + options.seeds))
-    text = "\n".join(table(rows, clean, options.seeds)) + "\n"
-    print(text)
-    print(f"{time.monotonic() - begun:.0f} s", file=sys.stderr)
-    if not options.print:
-        page = PAGE.read_text()
-        before, _, rest = page.partition(BEGIN)
-        PAGE.write_text(before + BEGIN + text + END + rest.partition(END)[2])
+    found = place | line(rows, clean, options.seeds)
+    found["seconds"] = round(time.monotonic() - begun, 1)
+    print(table(found))
+    if options.results is not None:
+        append([found], options.results)
+        return
+    record([found])
+    write(found)
+
+
+def write(found: Json) -> None:
+    """Put a result's table between the marks of docs/SECURITY.md."""
+    before, _, rest = PAGE.read_text().partition(BEGIN)
+    PAGE.write_text(before + BEGIN + table(found) + END + rest.partition(END)[2])
 
 
 if __name__ == "__main__":

@@ -225,6 +225,18 @@ def test_a_round_takes_so_many_of_a_group(project):
     assert given == [True, True, False, True, True, False]
 
 
+def test_a_round_that_is_full_for_a_group_hides_no_other_run(project):
+    model, one = make_model(project), {"clients_per_group": 1}
+    for _ in range(2):
+        make_run(project, model, goal=4, quorum=2, influence=one)
+    north = [make_client(project, tags=["site:north"]) for _ in range(4)]
+    runs = [client.assignment()["run"]["id"] for client in north[:2]]
+    assert len(set(runs)) == 2, "the second is given the other run"
+    assert north[2].check_in()["assignment"] is None
+    free = make_run(project, model, goal=4, quorum=2)
+    assert [client.assignment()["run"]["id"] for client in north[2:]] == [free["id"]] * 2
+
+
 def test_bounds_that_make_no_sense_are_refused(project):
     model = make_model(project)
     for wrong in ({"clip_norm": 0}, {"trim": 0.5}, {"rule": "krum"}, {"likeness": 2}, {"x": 1}):
