@@ -7,7 +7,6 @@ Owns the questions about likeness, groups and strikes, and the job that suspends
 from __future__ import annotations
 
 from collections import defaultdict
-from datetime import datetime
 from uuid import UUID
 
 from sqlalchemy import select
@@ -15,7 +14,7 @@ from sqlalchemy import select
 from app import clients, jobs
 from app.db import Tx
 from app.tables import Assignment, Client, Round, Run, Transition, Update
-from fedselect.influence import group_of, is_strike, suspended
+from fedselect.influence import Judgement, group_of, is_strike, suspended
 from fedselect.lifecycle import AssignmentState
 from fedselect.likeness import cosine
 from fedselect.policies import Influence, RunSettings
@@ -69,6 +68,7 @@ def struck(tx: Tx, run: Run, assignment: Assignment, reason: str) -> None:
     rules = rules_of(run)
     if rules is not None and rules.strikes is not None and is_strike(reason):
         client, project = assignment.client_id, assignment.project_id
+        jobs.revive(tx, client, kinds=(CONDUCT,))  # one that failed is due again, too
         jobs.require(tx, CONDUCT, client, project=project, parts=[0])
 
 
@@ -83,23 +83,30 @@ def judge(tx: Tx, lease: jobs.Lease) -> None:
     query = select(Client).where(Client.id == lease.subject_id).with_for_update()
     client = tx.session.scalars(query, execution_options={"populate_existing": True}).one()
     jobs.finish(tx, lease)
-    for run_id, refusals in _refusals(tx, client.id).items():
+    for run_id, judged in _judged(tx, client.id).items():
         rules = rules_of(tx.session.get_one(Run, run_id))
-        if rules and suspended(refusals, rules, since=client.forgiven_at, now=tx.now):
+        if rules and suspended(judged, rules, since=client.forgiven_at, now=tx.now):
             clients.suspend(tx, client, cause=f"strikes in run {run_id}")
 
 
-def _refusals(tx: Tx, client_id: UUID) -> dict[UUID, list[tuple[datetime, str | None]]]:
+def _judged(tx: Tx, client_id: UUID) -> dict[UUID, list[Judgement]]:
+    """What became of all updates of a client, by run."""
+    became = [AssignmentState.REJECTED.value, AssignmentState.ACCEPTED.value]
     query = (
-        select(Assignment.run_id, Transition.created_at, Transition.reason)
+        select(Assignment.run_id, Transition.to_state, Transition.created_at, Transition.reason)
+        .add_columns(Round.number, Round.attempt.label("again"), Assignment.attempt)
         .join(Transition, Transition.subject_id == Assignment.id)
+        .join(Round, Round.id == Assignment.round_id)
         .where(
             Assignment.client_id == client_id,
             Transition.subject_kind == "assignment",
-            Transition.to_state == AssignmentState.REJECTED.value,
+            Transition.to_state.in_(became),
         )
+        .order_by(Transition.created_at, Assignment.id)
     )
-    found: dict[UUID, list[tuple[datetime, str | None]]] = defaultdict(list)
-    for run_id, at, reason in tx.session.execute(query):
-        found[run_id].append((at, reason))
+    found: dict[UUID, list[Judgement]] = defaultdict(list)
+    for row in tx.session.execute(query):
+        reason = None if row.to_state == AssignmentState.ACCEPTED else row.reason
+        place = (row.number, row.again)
+        found[row.run_id].append(Judgement(row.created_at, reason, place, row.attempt))
     return found

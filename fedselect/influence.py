@@ -6,7 +6,8 @@ and ``bounded``. Must not know rows, files or a clock.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Literal
 
@@ -18,6 +19,10 @@ from fedselect.scalars import Flag, Real, Whole
 # What a client can only be refused for if its agent, or whoever speaks for it, is at fault. Late,
 # lost and cancelled updates are not among them, nor what the service could not do.
 EXCUSED = ("round_", "client_erased", "upload_missing", "verification_")
+# An update that changes nothing is refused, but honest clients have nothing to tell now and then:
+# steps that float32 swallows, gradients that vanish. Who never has anything rides along.
+UNCHANGED = "update_unchanged"
+IDLE_ROUNDS = 3  # in a row, the last of which is the first strike
 
 
 class Influence(Settings):
@@ -79,7 +84,8 @@ class Influence(Settings):
         None,
         ge=1,
         le=1000,
-        description="Refused updates within `strike_window` after which a client is suspended.",
+        description="Refused updates within `strike_window` after which a client is suspended; one "
+        "that changes nothing counts from the third round in a row on.",
     )
     strike_window: Real = Field(7 * 86_400, gt=0, le=365 * 86_400, description="Seconds.")
 
@@ -90,27 +96,64 @@ class Influence(Settings):
         return clips or self.refuse_unchanged or self.likeness is not None
 
 
+@dataclass(frozen=True, slots=True)
+class Judgement:
+    """What became of one update of a client in a run: ``reason`` None if it was accepted.
+
+    ``round`` is the number and attempt of its round, alike in all arms; ``attempt`` the client's.
+    """
+
+    at: datetime
+    reason: str | None
+    round: tuple[int, int] = (1, 1)
+    attempt: int = 1
+
+
 def is_strike(reason: str | None) -> bool:
-    """Whether a refusal with this reason counts against its client."""
+    """Whether a refusal with this reason may count against its client."""
     return reason is not None and not reason.startswith(EXCUSED)
 
 
+def strikes(judged: Iterable[Judgement]) -> Iterator[datetime]:
+    """When a client earned a strike in a run.
+
+    Arms of a run go through the same rounds: a fault that shows in several of them is one. Updates
+    that change nothing are none before the client has sent nothing else for ``IDLE_ROUNDS`` rounds.
+    """
+    counted: set[tuple[tuple[int, int], int]] = set()
+    idle: set[tuple[int, int]] = set()
+    for each in sorted(judged, key=lambda found: found.at):
+        if each.reason is None:
+            idle.clear()
+        if not is_strike(each.reason):
+            continue
+        place = (each.round, each.attempt)
+        if each.reason == UNCHANGED:
+            idle.add(each.round)
+            if len(idle) < IDLE_ROUNDS:
+                continue
+            place = (each.round, 0)  # trying again in a round makes it no worse
+        if place not in counted:
+            counted.add(place)
+            yield each.at
+
+
 def suspended(
-    refusals: Sequence[tuple[datetime, str | None]],
+    judged: Iterable[Judgement],
     rules: Influence,
     *,
     since: datetime | None,
     now: datetime,
 ) -> bool:
-    """Whether a client's refusals, each with its time and reason, are enough to suspend it.
+    """Whether what became of a client's updates in a run is enough to suspend it.
 
-    Those before ``since``, when an administrator last let it in again, are forgiven.
+    What was before ``since``, when an administrator last let it in again, is forgiven.
     """
     if rules.strikes is None:
         return False
     begin = now - timedelta(seconds=rules.strike_window)
-    begin = begin if since is None else max(begin, since)
-    found = sum(1 for at, reason in refusals if begin < at <= now and is_strike(reason))
+    known = [each for each in judged if since is None or each.at > since]
+    found = sum(1 for at in strikes(known) if begin < at <= now)
     return found >= rules.strikes
 
 

@@ -2,6 +2,11 @@
 
 Owns the processes of ``workers.judge``. One of them that dies, hangs or answers nonsense costs an
 attempt of the job, never its worker. Only waiting for the judge counts against its time.
+
+Whose fault a death is: the judge's own limits of memory and processor time are far above what any
+honest file takes, so a file that a new judge cannot finish within them is refused. Whatever else
+ends a judge (a signal from outside, the host's lack of memory, a crash of ours, a busy machine) is
+the service's failure, and so are the limits of one that has judged before.
 """
 
 from __future__ import annotations
@@ -10,6 +15,7 @@ import atexit
 import json
 import os
 import select
+import signal
 import subprocess
 import sys
 import time
@@ -23,7 +29,7 @@ from fedselect import wire
 from fedselect.errors import WireError
 from fedselect.masks import packed_size
 from fedselect.space import ParameterSpace
-from workers.judge import LENGTH
+from workers.judge import LENGTH, NO_MEMORY
 
 ROOT = Path(__file__).parents[1]
 COMMAND = (sys.executable, "-E", "-s", "-m", "workers.judge")
@@ -32,6 +38,7 @@ FILES = 1000  # that one process judges
 CPU_TIME, WALL_TIME = 10.0, 20.0  # seconds for a small file
 THROUGHPUT = 20 * 1024**2  # bytes, or elements, a second that a large one must reach
 LONGEST_VERDICT = 64 * 1024
+OWN_LIMITS = {NO_MEMORY: "memory", -signal.SIGXCPU: "time"}  # exit statuses
 
 
 class JudgeDied(RuntimeError):  # noqa: N818  # what happened, not whose mistake it was
@@ -84,6 +91,7 @@ class Judge:
 
         Raises:
             JudgeDied: as everywhere here.
+            WireError: file_too_costly, as everywhere here.
         """
         # Coded deltas that are all alike take few bytes and as many values as any others.
         allowance = max(case.size, case.space.dim) / THROUGHPUT
@@ -168,8 +176,13 @@ class Judge:
             raise self._died("took too long")
         self._left -= time.monotonic() - begun
 
-    def _died(self, what: str) -> JudgeDied:
+    def _died(self, what: str) -> JudgeDied | WireError:
         code = self._process.wait(timeout=5) if what == "ended" else None
+        if code in OWN_LIMITS and self.files == 1:
+            text = (
+                f"judging the file takes more {OWN_LIMITS[code]} than any honest file of its size"
+            )
+            return WireError(text, code="file_too_costly")
         how = "" if code is None else f" (exit status {code})"
         return JudgeDied(f"the process that judges files {what}{how}")
 
@@ -194,8 +207,13 @@ class Court:
         self._idle: list[Judge] = []
 
     @contextmanager
-    def judge(self) -> Iterator[Judge]:
-        """A judge for one file; one that did not come to its end is not used again."""
+    def judge(self, *, new: bool = False) -> Iterator[Judge]:
+        """A judge for one file; one that did not come to its end is not used again.
+
+        ``new``: one that has judged nothing before, so that whatever it costs is this file's doing.
+        """
+        if new:
+            self.close()
         judge = self._idle.pop() if self._idle else Judge()
         try:
             yield judge

@@ -10,12 +10,13 @@ from __future__ import annotations
 
 import json
 import math
+import mmap
 import os
 import resource
 import sys
 import time
 from struct import Struct
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, NoReturn
 
 from fedselect import wire
 from fedselect.errors import WireError
@@ -24,6 +25,7 @@ from fedselect.masks import Mask, packed_size
 
 LENGTH = Struct(">I")  # before each frame
 MEMORY = 512 * 1024**2  # bytes of address space
+NO_MEMORY = 71  # exit status of a judge that its own limit has ended
 MASKS = 12  # bitmaps at a time that come on top of it: bounds, the known and the new one, diffs
 LIMITS = (
     (resource.RLIMIT_CORE, 0),
@@ -41,9 +43,24 @@ def main() -> None:
     for limit, most in LIMITS:
         resource.setrlimit(limit, (most, most))
     while order := _frame(source):
-        for answer in judge(json.loads(order), source):
+        try:
+            verdict = judge(json.loads(order), source)
+        except MemoryError:
+            give_up()
+        for answer in verdict:
             answers.write(LENGTH.pack(len(answer)) + answer)
         answers.flush()
+
+
+def give_up() -> NoReturn:
+    """End because there is no memory: by the file's fault where the host has enough of it."""
+    hard = resource.getrlimit(resource.RLIMIT_AS)[1]
+    resource.setrlimit(resource.RLIMIT_AS, (hard, hard))
+    try:
+        mmap.mmap(-1, MEMORY).close()
+    except OSError:
+        os._exit(1)
+    os._exit(NO_MEMORY)
 
 
 def judge(order: Json, source: BinaryIO) -> tuple[bytes, bytes]:

@@ -149,7 +149,7 @@ def _lock_subject(tx: Tx, lease: Lease) -> None:
     # Locks are taken in one order everywhere: run, round, assignment, job.
     if lease.kind == updates.VERIFY:
         updates.lock(tx, lease.subject_id)
-    else:
+    elif lease.kind != conduct.CONDUCT:  # whose subject is a client, of no round
         rounds.lock_round(tx, lease.subject_id)
 
 
@@ -158,7 +158,7 @@ def _after_failure(tx: Tx, lease: Lease, error: str) -> None:
     ledger.append(tx, "job.failed", f"job:{lease.job_id}", project=lease.project_id, body=body)
     if lease.kind == updates.VERIFY:
         updates.give_up(tx, lease)
-    if lease.kind in {updates.VERIFY, *SPARED}:
+    if lease.kind in {updates.VERIFY, conduct.CONDUCT, *SPARED}:
         return
     try:
         rounds.apply(tx, lease.subject_id, RoundEvent.FAIL)

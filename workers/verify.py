@@ -62,7 +62,7 @@ def verify(core: Coordinator, lease: Lease, progress: Progress) -> None:
     with Copy(core.storage, updates.accepted_key(core, upload), upload.size) as copy:
         try:
             assemble(core.storage, upload)
-            verdict = _judge(core.storage, order, copy, progress)
+            verdict = _judge(core.storage, order, copy, progress, again=lease.attempt > 1)
         except WireError as error:
             _refuse(core, lease, copy, upload, error)
         except JudgeDied:
@@ -104,12 +104,14 @@ def _wanted() -> Select[*tuple[Any, ...]]:
     )
 
 
-def _judge(storage: Storage, order: Order, copy: Copy, progress: Progress) -> Verdict:
+def _judge(
+    storage: Storage, order: Order, copy: Copy, progress: Progress, *, again: bool
+) -> Verdict:
     upload = order.upload
     case = Case(upload.size, order.space, _plan(storage, order) if order.assignment else None)
     digest, size = hashlib.sha256(), 0
     chunks = _chunks(storage, upload)
-    with COURT.judge() as judge:
+    with COURT.judge(new=again) as judge:
         judge.open(case)
         for chunk in chunks:
             size += len(chunk)

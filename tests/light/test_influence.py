@@ -8,15 +8,20 @@ import numpy as np
 import pytest
 
 from fedselect import RunSettings
-from fedselect.influence import Influence, group_of, is_strike, suspended
+from fedselect.deltas import quantise
+from fedselect.influence import Influence, Judgement, group_of, is_strike, strikes, suspended
 from fedselect.likeness import Sketch, cosine
 
 NOW = datetime(2026, 11, 26, tzinfo=UTC)
 RULES = Influence(strikes=3, strike_window=3600)
 
 
-def refusals(*minutes: float, reason: str = "values_not_finite"):
-    return [(NOW - timedelta(minutes=each), reason) for each in minutes]
+def refusals(*minutes: float, reason: str | None = "values_not_finite"):
+    """Of one round each, so many minutes ago."""
+    return [
+        Judgement(NOW - timedelta(minutes=each), reason, round=(1000 - round(each), 1))
+        for each in minutes
+    ]
 
 
 def test_a_run_that_bounds_nothing_is_written_as_before():
@@ -32,18 +37,67 @@ def test_enough_strikes_in_the_window_suspend():
     assert not suspended(refusals(1, 2, 3), Influence(), since=None, now=NOW)
 
 
+def found(*judged: tuple[str | None, int, int]):
+    """Reason, round and the client's attempt in it, a minute from each to the next; the strikes'
+    places in the list.
+    """
+    times = [NOW + timedelta(minutes=n) for n in range(len(judged))]
+    made = [
+        Judgement(at, reason, round=(number, 1), attempt=attempt)
+        for at, (reason, number, attempt) in zip(times, judged, strict=True)
+    ]
+    return [times.index(at) for at in strikes(reversed(made))]
+
+
+def test_arms_of_a_run_share_a_fault():
+    bad = "values_not_finite"
+    assert found((bad, 1, 1), (bad, 1, 1), ("update_alike", 1, 1), (bad, 2, 1)) == [0, 3]
+    assert found((bad, 1, 1), (bad, 1, 2)) == [0, 1], "who is told and does it again is struck"
+    again = [Judgement(NOW, bad, round=(1, attempt)) for attempt in (1, 2)]
+    assert len([*strikes(again)]) == 2, "a round that is done anew is another one"
+
+
+def test_changing_nothing_is_a_strike_from_the_third_round_in_a_row_on():
+    still, bad = "update_unchanged", "values_not_finite"
+    assert found((still, 1, 1), (still, 1, 2), (still, 1, 3), (still, 2, 1), (still, 2, 2)) == []
+    assert found(*((still, n, 1) for n in range(1, 6))) == [2, 3, 4]
+    assert found(*((still, n, a) for n in (1, 2, 3) for a in (1, 2))) == [4]
+    assert found((still, 1, 1), (still, 2, 1), (None, 3, 1), (still, 4, 1), (still, 5, 1)) == []
+    assert found(
+        (still, 1, 1), (bad, 2, 1), (still, 3, 1), ("round_failed", 4, 1), (still, 5, 1)
+    ) == [1, 4], "what is not accepted ends no row"
+
+
+@pytest.mark.parametrize("encoding", ["bf16", "int8"])
+@pytest.mark.parametrize("size", [1.0, 1e-9, 1e-20, 1e-38, 1e-40, 1e-42])
+def test_rounding_leaves_no_honest_update_without_a_change(encoding, size):
+    """However small the move: it is in the codes, or in the remainder that the agent adds next."""
+    delta = np.zeros(10_000, dtype=np.float32)
+    delta[7] = size
+    rest, sent, rounds = np.zeros_like(delta), np.zeros(delta.size), 0
+    while rounds < 100 and not sent.any():
+        left = np.empty_like(delta)
+        sent += quantise(delta + rest, encoding, rest=left).values()
+        rest, rounds = left, rounds + 1
+    assert sent[7] > 0
+    assert rounds == 1 or size < 1e-40, "only what is next to nothing in float32 itself waits"
+    assert sent[7] + float(rest[7]) == pytest.approx(rounds * float(delta[7]), rel=1e-6)
+
+
 def test_what_an_administrator_forgave_does_not_count():
     before = refusals(10, 11, 12)
     assert not suspended(before, RULES, since=NOW - timedelta(minutes=5), now=NOW)
     again = [*before, *refusals(1, 2, 3)]
     assert suspended(again, RULES, since=NOW - timedelta(minutes=5), now=NOW)
+    idle = refusals(1, 2, 10, 11, 12, reason="update_unchanged")
+    assert suspended(idle, RULES, since=None, now=NOW)
+    assert not suspended(idle, RULES, since=NOW - timedelta(minutes=5), now=NOW)
 
 
 @pytest.mark.parametrize(
     ("reason", "counts"),
     [
         ("values_not_finite", True),
-        ("update_unchanged", True),
         ("update_alike", True),
         ("values_norm", True),
         ("round_cancelled", False),

@@ -11,7 +11,7 @@ import json
 import numpy as np
 import pytest
 
-from app import manifests, sums
+from app import conduct, manifests, sums
 from fedselect import Kind, Mask, ParameterSpace, Role, wire
 from fedselect.aggregate import Contribution
 from fedselect.bounded import norm_of
@@ -192,29 +192,95 @@ def test_who_shares_nothing_is_no_free_rider(project):
         assert outcome(client, assignment)["state"] == "accepted"
 
 
+def fault(client, model, **asked):
+    """An update that is refused, in the next round that the client is given."""
+    assignment = client.assignment(**asked)
+    deliver(client, assignment, train(assignment, model.space).data + b"!")
+    return assignment
+
+
+def state_of(project, client):
+    return ok(project.owner.get(f"/v1/clients/{client.id}"))["state"]
+
+
 def test_strikes_suspend_and_an_administrator_lets_in_again(project):
     model = make_model(project)
     rules = {"strikes": 2, "clip_norm": 1.0}
     make_run(project, model, rounds=3, goal=2, quorum=1, client_attempts=5, influence=rules)
     bad, good = make_clients(project, 2)
-    path = f"/v1/clients/{bad.id}"
-    sent(bad, model, model.weights)
-    drain(project)
-    assert ok(project.owner.get(path))["state"] == "active"
-    sent(bad, model, model.weights)
-    drain(project)
-    assert ok(project.owner.get(path))["state"] == "suspended"
+    for state in ("active", "suspended"):
+        fault(bad, model)
+        drain(project)
+        assert state_of(project, bad) == state
     assert refused(bad.post("/v1/check-ins", {}), 403, "client_suspended")
     ((entry,),) = project.sql(
         "SELECT body FROM ledger_entries WHERE project_id = :project "
         "AND action = 'client.suspended'"
     )
     assert entry["cause"].startswith("strikes in run")
-    ok(project.owner.post(f"{path}/activate"))
-    sent(bad, model, model.weights)
+    ok(project.owner.post(f"/v1/clients/{bad.id}/activate"))
+    fault(bad, model)
     drain(project)
-    assert ok(project.owner.get(path))["state"] == "active"  # what was is forgiven
-    assert ok(project.owner.get(f"/v1/clients/{good.id}"))["state"] == "active"
+    assert state_of(project, bad) == "active", "what was is forgiven"
+    for command in ("activate", "suspend", "activate"):  # of an active client: all three
+        ok(project.owner.post(f"/v1/clients/{bad.id}/{command}"))
+    fault(bad, model)
+    drain(project)
+    assert [state_of(project, each) for each in (bad, good)] == ["active", "active"]
+
+
+def test_a_fault_that_shows_in_every_arm_is_one_strike(project):
+    model = make_model(project)
+    policies = [{"name": name, "personal": "none"} for name in ("one", "other")]
+    make_run(
+        project,
+        model,
+        rounds=3,
+        goal=2,
+        quorum=1,
+        client_attempts=2,
+        arms={"policies": policies, "mode": "parallel"},
+        influence={"strikes": 2},
+    )
+    bad, _ = make_clients(project, 2)
+    for state, attempt in (("active", 1), ("suspended", 2)):
+        one = fault(bad, model, waiting=[])
+        other = fault(bad, model, pending=one["id"], waiting=[])
+        assert one["arm_id"] != other["arm_id"]
+        assert one["attempt"] == other["attempt"] == attempt
+        drain(project)
+        assert state_of(project, bad) == state
+
+
+def test_changing_nothing_is_refused_and_no_strike_at_first(project):
+    model = make_model(project)
+    make_run(project, model, goal=2, quorum=1, client_attempts=4, influence={"strikes": 1})
+    still, _ = make_clients(project, 2)
+    for _ in range(3):
+        assignment = sent(still, model, model.weights)
+        drain(project)
+        assert outcome(still, assignment)["reason"] == "update_unchanged"
+    assert state_of(project, still) == "active"
+
+
+def test_a_look_at_conduct_that_fails_is_tried_again_and_ends(project, clock, monkeypatch):
+    """Its subject is a client, of no round: nothing else may come to a stop because of it."""
+    model = make_model(project)
+    rules = {"strikes": 1}
+    make_run(project, model, goal=2, quorum=1, client_attempts=4, influence=rules)
+    bad, _ = make_clients(project, 2)
+    with monkeypatch.context() as patch:
+        patch.setattr(conduct, "judge", lambda tx, lease: 1 / 0)
+        fault(bad, model)
+        for _ in range(8):
+            drain(project)
+            clock.advance(30)
+    look = "SELECT state, attempts FROM jobs WHERE project_id = :project AND kind = 'conduct'"
+    assert [tuple(row) for row in project.sql(look)] == [("failed", 5)]
+    assert state_of(project, bad) == "active"
+    fault(bad, model)
+    drain(project)
+    assert state_of(project, bad) == "suspended", "the next strike has it looked at again"
 
 
 def test_a_round_takes_so_many_of_a_group(project):

@@ -12,6 +12,7 @@ import pytest
 
 from app import jobs
 from app.encrypted import SUFFIX
+from fedselect.errors import WireError
 from fedselect.protocol import MULTIPART_FROM
 from workers import court, running, verify
 from workers.copying import Copy
@@ -43,14 +44,23 @@ MALADIES = {  # a program in place of the judge, and what is said of it
     "reads nothing": ("import time; time.sleep(600)", "took too long"),
     "babbles": (SAY % ("x" * 99), "answer that is too long"),
     "tells no JSON": (SAY % r"\0\0\0\1{\0\0\0\0", "answer that is none"),
-    "needs too much memory": (
-        READ + "from workers import judge; judge._renew(5, 100); bytearray(judge.MEMORY)",
+    "finds no memory at the host": (
+        "import resource; from workers import judge; limit = (judge.MEMORY, judge.MEMORY); "
+        "resource.setrlimit(resource.RLIMIT_AS, limit); "
+        "judge._inspection = lambda *_: bytearray(8 * judge.MEMORY); judge.main()",
         "ended .exit status 1",
     ),
-    "needs too much time": (
-        READ + "from workers import judge; judge._renew(0, 100)\nwhile True: pass",
-        "ended .exit status -24",
-    ),
+}
+COSTLY = {  # real judges with a file that costs too much
+    "memory": "from workers import judge; "
+    "judge._inspection = lambda *_: bytearray(4 * judge.MEMORY); judge.main()",
+    "time": """
+from workers import judge
+def forever(*_):
+    while True: pass
+judge._inspection = forever
+judge.main()
+""",
 }
 HEALTHY = court.COMMAND
 
@@ -84,6 +94,24 @@ def test_a_judge_without_a_verdict_is_survived(ill: Any, malady: str) -> None:
         os.kill(judge.pid, 0)
 
 
+@pytest.mark.parametrize("what", COSTLY)
+def test_a_file_that_a_new_judge_cannot_afford_is_refused(
+    ill: Any, what: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ill(COSTLY[what], seconds=60.0)
+    monkeypatch.setattr(court, "CPU_TIME", 1.0)
+    courtroom = Court()
+    with pytest.raises(WireError, match=f"more {what} than") as error, courtroom.judge() as judge:  # noqa: PT012
+        judge.open(Case(10**6, SPACE))
+        judge.decide()
+    assert error.value.code == "file_too_costly"
+    assert not courtroom._idle
+    with pytest.raises(JudgeDied), courtroom.judge() as judge:  # noqa: PT012
+        judge.files = 7  # what it has judged before may have taken what is missing now
+        judge.open(Case(10**6, SPACE))
+        judge.decide()
+
+
 def test_a_judge_is_kept_for_the_next_file_and_replaced_in_time(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -98,6 +126,8 @@ def test_a_judge_is_kept_for_the_next_file_and_replaced_in_time(
             assert refusal.code == "file_truncated"
             pids.append(judge.pid)
     assert pids[0] == pids[1] != pids[2]
+    with courtroom.judge(new=True) as judge:
+        assert (judge.pid in pids, judge.files) == (False, 0)
     with pytest.raises(ProcessLookupError):
         os.kill(pids[0], 0)
     with pytest.raises(KeyError), courtroom.judge() as judge:
@@ -146,6 +176,25 @@ def test_a_file_that_kills_its_judge_is_tried_five_times_and_set_aside(
     drain(project)
     answer = clients[1].check_in(pending=assignments[1]["id"])
     assert answer["pending"]["state"] == "accepted"
+
+
+@pytest.mark.parametrize(("costly", "state"), [(True, "suspended"), (False, "active")])
+def test_what_ends_the_judge_is_the_clients_fault_only_if_its_file_does(
+    project: Project, clock: MovableClock, ill: Any, costly: bool, state: str
+) -> None:
+    model = make_model(project, space=SPACE)
+    make_run(project, model, goal=2, influence={"strikes": 1})
+    client, _ = make_clients(project, 2)
+    assignment = client.assignment()
+    ticket = deliver(client, assignment, train(assignment, SPACE).data)
+    ill(COSTLY["memory"] if costly else MALADIES["is killed"][0], seconds=60.0)
+    for _ in range(1 if costly else 5):
+        drain(project)
+        clock.advance(60)
+    query = "SELECT reason FROM uploads WHERE id = :id"
+    expected = "file_too_costly" if costly else "verification_failed"
+    assert [row.reason for row in project.sql(query, id=ticket["id"])] == [expected]
+    assert ok(project.owner.get(f"/v1/clients/{client.id}"))["state"] == state
 
 
 def test_a_worker_that_lost_its_lease_notes_no_quarantine(
