@@ -11,7 +11,7 @@ from statistics import fmean
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import func, select
+from sqlalchemy import select
 
 from app import catalog
 from app.auth import Principal
@@ -19,6 +19,7 @@ from app.db import Tx
 from app.tables import Arm, EvaluationRecord, Model, Round, Run, Update, Version
 from fedselect.accounting import account
 from fedselect.cards import limitations, markdown
+from fedselect.disclosure import at_least
 from fedselect.policies import RunSettings
 from fedselect.space import ParameterSpace, Role
 from fedselect.versiondocs import (
@@ -39,7 +40,8 @@ def card(tx: Tx, principal: Principal, version_id: UUID) -> VersionCard:
     version = catalog.get_version(tx, principal, version_id)
     model = tx.session.get_one(Model, version.model_id)
     origin = _origin(tx, version)
-    least = origin.settings.told.min_clients if origin else 1
+    # What a version of no run is told of counts as in a run of which nothing else was said.
+    least = (origin.settings if origin else RunSettings()).told.min_clients
     evaluation = _evaluation(tx, version.id, least=least)
     space = ParameterSpace.from_json(model.space)
     privacy = account(origin.settings, space, published=version.number) if origin else None
@@ -75,10 +77,10 @@ def _origin(tx: Tx, version: Version) -> CardOrigin | None:
     arm = tx.session.get_one(Arm, version.arm_id)
     run = tx.session.get_one(Run, arm.run_id)
     published_by = tx.session.get(Round, version.round_id) if version.round_id else None
-    averaged = select(func.count(), func.sum(Update.examples)).where(
+    averaged = select(Update.examples).where(
         Update.round_id == version.round_id, Update.withdrawn_at.is_(None)
     )
-    updates, examples = tx.session.execute(averaged).one()
+    examples = tx.session.scalars(averaged).all()
     settings = RunSettings.model_validate(run.settings).of_arm(arm.name)
     return CardOrigin(
         run_id=run.id,
@@ -89,19 +91,9 @@ def _origin(tx: Tx, version: Version) -> CardOrigin | None:
         attempt=published_by.attempt if published_by else None,
         opened_at=published_by.opened_at if published_by else None,
         closed_at=published_by.closed_at if published_by else None,
-        updates=updates if published_by else None,
-        examples=_told(updates, int(examples or 0), settings) if published_by else None,
+        updates=len(examples) if published_by else None,
+        examples=at_least(examples, settings.told.min_clients),
     )
-
-
-def _told(updates: int, examples: int, settings: RunSettings) -> int | None:
-    """The examples behind a version to two digits; None of fewer clients than a figure is formed
-    over. Of few clients the difference of two versions may still say about how many one has.
-    """
-    if updates < settings.told.min_clients:
-        return None
-    digits = max(len(str(examples)) - 2, 0)
-    return round(examples, -digits)
 
 
 def _evaluation(tx: Tx, version_id: UUID, *, least: int) -> CardEvaluation | None:

@@ -126,7 +126,7 @@ def _how_private(found: PrivacyAccount) -> Iterator[str]:
 
 
 def _behind(examples: int | None) -> str:
-    return "" if examples is None else f", about {examples:,} examples behind them"
+    return "" if examples is None else f", at least {examples:,} examples behind them"
 
 
 def _how_good(found: CardEvaluation) -> Iterator[str]:

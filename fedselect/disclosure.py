@@ -1,12 +1,14 @@
 """What a run tells of its sites, and for how long: coarser numbers, and masks that go early.
 
 Owns the settings and the rounding. Sites round before anything is sent; the coordinator does it
-again before anything is stored, should an agent send more. Must not know what the numbers are of.
+again before anything is stored, should an agent send more. Sums over clients that everybody may
+read are coarser still. Must not know what the numbers are of.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 from pydantic import Field
 
@@ -66,3 +68,18 @@ class Disclosure(Settings):
         if self.round_counts > 1:
             found.append(f"numbers of examples in steps of {self.round_counts}")
         return f"Figures are rounded at the sites: {', '.join(found)}."
+
+
+def at_least(counts: Sequence[int], clients: int) -> int | None:
+    """How many examples clients have together, at the least; None where that would be 0 or of fewer
+    than so many ``clients``.
+
+    Told in whole steps (1, 2 or 5 times a power of ten) that are no smaller than what as many
+    clients have who have most: whoever joins or leaves moves the sum by less than one.
+    """
+    largest = sum(sorted(counts)[-clients:])
+    if len(counts) < clients or largest == 0:
+        return None
+    power = 10 ** (len(str(largest)) - 1)
+    step = next(n * power for n in (1, 2, 5, 10) if n * power >= largest)
+    return sum(counts) // step * step or None

@@ -119,8 +119,8 @@ class CardOrigin(Answer):
     closed_at: datetime | None
     updates: int | None = Field(description="That were averaged.")
     examples: int | None = Field(
-        description="Behind them, as the clients say, to two digits; null of fewer clients than a "
-        "figure is formed over."
+        description="That are behind them at least, as the clients say, in steps no smaller than "
+        "what the largest clients have, as many as a figure is formed over; null of too few."
     )
 
 

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fedselect.disclosure import Disclosure
+from fedselect.disclosure import Disclosure, at_least
 from fedselect.evaluations import EvaluationReport, ScoreReport
 from fedselect.explaindocs import AblationReport
 from fedselect.policies import RunSettings
@@ -100,3 +100,23 @@ def test_what_is_just_enough_stays_enough():
     assert told.disclosed(settings).scores["post"].total == 10
     scores["post"]["total"] = 9
     assert report(scores).disclosed(settings).scores == {}
+
+
+@given(st.lists(st.integers(1, 10**6), max_size=30), st.integers(1, 10**6), st.integers(1, 5))
+def test_a_sum_over_clients_resolves_none_of_them(counts, own, clients):
+    """Of a sum with and without a client, no more is seen than that it may have crossed a step."""
+    without, with_it = at_least(counts, clients) or 0, at_least([*counts, own], clients) or 0
+    if len(counts) < clients:
+        assert without == 0
+    assert 0 <= without <= sum(counts)
+    assert 0 <= with_it <= sum(counts) + own
+    step = sum(sorted([*counts, own])[-clients:])  # at least: it is rounded up
+    assert with_it == 0 or with_it >= step >= own
+
+
+def test_steps_of_sums_over_clients():
+    assert at_least([90] * 9, 3) == 500
+    assert at_least([90] * 5, 3) is None, "450, in steps of 500"
+    assert at_least([1000, *[10] * 9], 3) is None, "one client is nearly all of it"
+    assert at_least([400] * 20, 3) == 8000
+    assert at_least([], 1) is at_least([0, 0], 2) is at_least([7], 2) is None

@@ -12,7 +12,21 @@ from fedselect import wire
 from fedselect.space import ParameterSpace
 
 from .campaign import Campaign
-from .factories import REPORT, evaluate, make_model, make_run, make_space, ok, refused
+from .factories import (
+    REPORT,
+    deliver,
+    drain,
+    evaluate,
+    everything,
+    make_clients,
+    make_model,
+    make_run,
+    make_space,
+    ok,
+    pass_time,
+    refused,
+    train,
+)
 from .test_deltas import fetch
 
 
@@ -153,7 +167,7 @@ def test_a_card_says_what_the_rows_say(played):
     assert sum(counts[n] for n in ("selectable", "shared", "personal", "frozen")) == space.dim
     origin = found["origin"]
     assert (origin["run_id"], origin["round_number"]) == (played.run["id"], 3)
-    assert (origin["updates"], origin["examples"]) == (2, 14)
+    assert (origin["updates"], origin["examples"]) == (2, None), "two clients have 14 together"
     assert origin["settings"] == played.run["settings"]
     evaluation = found["evaluation"]
     assert (evaluation["clients"], evaluation["examples"]) == (2, 20)
@@ -199,6 +213,37 @@ def test_a_card_tells_nothing_of_few(project):
     found = ok(few.get(3, "/card"))
     assert found["evaluation"] is None
     assert "Too few clients have reported how good it is, or none." in found["limitations"]
+
+
+def test_a_card_of_no_run_tells_nothing_of_few_either(played):
+    to = {"initial": initial_of(played)}
+    played.project.sql(
+        "UPDATE evaluations SET version_id = :initial WHERE project_id = :project", **to
+    )
+    found = ok(played.project.owner.get(f"/v1/versions/{to['initial']}/card"))
+    assert (found["origin"], found["evaluation"]) == (None, None), (
+        "two clients, and three are asked"
+    )
+
+
+def test_cards_of_two_versions_do_not_tell_how_many_examples_one_client_has(project, clock):
+    model = make_model(project)
+    run = make_run(project, model, rounds=2, goal=9, quorum=8, report={"min_clients": 3})
+    clients = make_clients(project, 9)
+    for there in (clients, clients[:8]):
+        for number, client in enumerate(there):
+            assignment = client.assignment()
+            deliver(client, assignment, train(assignment, model.space, examples=90 + number).data)
+        drain(project)
+    for _ in range(2):  # selection ends, then the round
+        clock.advance(3601)
+        pass_time(project)
+    found = everything(project.owner, f"/v1/runs/{run['id']}/versions")
+    cards = {v["number"]: ok(project.owner.get(f"/v1/versions/{v['id']}/card")) for v in found}
+    origins = [cards[number]["origin"] for number in (1, 2)]
+    assert [each["updates"] for each in origins] == [9, 8]
+    assert [each["examples"] for each in origins] == [500, 500], "of 846, and of 748"
+    assert "9 updates, at least 500 examples" in cards[1]["markdown"]
 
 
 def test_a_card_admits_what_was_deleted(played):
