@@ -199,6 +199,15 @@ def test_another_noise_key_than_the_run_began_with_is_refused(project):
             noising.key(eager(project.core, noise_key=key), manifest)
 
 
+def test_an_attempt_anew_or_another_subset_draws_noise_of_its_own(project):
+    manifest = PrivateRun(project).play().manifest()
+    key = noising.key(project.core, manifest)
+    assert noising.key(project.core, manifest.model_copy()) == key, "so done again it is the same"
+    others = ({"attempt": manifest.attempt + 1}, {"updates": manifest.updates[:1]}, {"round": 2})
+    keys = {noising.key(project.core, manifest.model_copy(update=each)) for each in others}
+    assert len({key, *keys}) == 4
+
+
 def test_shards_of_any_size_give_the_same_bits(project, clock):
     run = PrivateRun(project, rows=70_000, goal=400, quorum=2, dp={**DP, "noise": 0.5}, rounds=4)
     for seed, client in enumerate(run.clients):

@@ -4,13 +4,15 @@ very versions and states that real agents and the service do.
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 from learning.learning_tasks import Awkward, BlobTask
 
 from fedselect import Mask, Policy, RoundPolicy, Training, preset, preset_run
-from fedselect.policies import PRESETS, Reporting, Wire
+from fedselect.policies import PRESETS, Influence, Reporting, Wire
 from fedselect.simulate import sampled, simulate
 from fedselect.space import Role
+from fedselect.training import TorchLearner
 
 from .factories import drain, ok
 from .sites import federation, same
@@ -115,6 +117,32 @@ def test_other_parts_fit_together_in_runs_of_deltas(policy, project, tmp_path):
     first = policy.first_mask(result.space)
     changed = {s.merge_mask != first or bool(s.gated) for s in result.states.values()}
     assert changed == {True}
+
+
+@pytest.mark.parametrize("encoding", ["f32", "int8"])
+def test_bounded_influence_is_simulated_to_the_bit(encoding, project, tmp_path):
+    names = sorted(tasks(6))
+    rule = settings(
+        "fedavg",
+        goal=6,
+        rounds=3,
+        policy=preset("fedselect", start_round=0, interval=1, growth=0.2),
+        wire=Wire(encoding=encoding),
+        influence=Influence(
+            rule="trimmed_mean", trim=0.2, clip_quantile=0.5, max_change=0.02, movers=True
+        ),
+    )
+    with federation(project, tasks(6), tmp_path) as sites:
+        run = sites.run(rule)
+        sites.play(rule, lambda number, names: names, names)
+        result = simulate(tasks(6), rule)
+        assert sites.versions(run) == result.versions
+        sites.evaluate(names)
+        assert all(same(sites.state(site, run), result.states[site]) for site in names)
+    moved = np.abs(result.values - TorchLearner(tasks()["site-0"]).initial())
+    assert 0 < moved.max() <= 3 * 0.02 * (1 + 1e-6), "the bound was reached and held"
+    free = simulate(tasks(6), rule.model_copy(update={"influence": None}))
+    assert free.versions[-1] != result.versions[-1]
 
 
 def check_gates(report, result):
