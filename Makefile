@@ -49,8 +49,8 @@ else
 	$(BIN)/fedselect study docs/study/quick.toml --results .study/quick --golden tests/golden/study.json $(addprefix --only ,$(ONLY)) $(if $(MINUTES),--minutes $(MINUTES))
 endif
 
-search: $(READY)  ## the search for a better rule, resumable, into docs/SEARCH.md; ONLY=split-or-policy MINUTES=number
-	$(BIN)/fedselect study docs/study/search.toml --results docs/study/search --page docs/SEARCH.md $(addprefix --only ,$(ONLY)) $(if $(MINUTES),--minutes $(MINUTES))
+search: $(READY)  ## the search for a better rule, resumable, into docs/SEARCH.md; CONFIRM=1 (its leaders on fresh seeds) ONLY=split-or-policy MINUTES=number
+	$(BIN)/fedselect study docs/study/$(if $(CONFIRM),confirm,search).toml --results docs/study/search --page docs/SEARCH.md $(addprefix --only ,$(ONLY)) $(if $(MINUTES),--minutes $(MINUTES))
 
 openapi: $(READY)  ## write docs/openapi.json and docs/pilot.schema.json anew; BREAKING=1 if it is to break clients
 	$(BIN)/python -m tests.contract $(if $(BREAKING),--breaking)

@@ -42,7 +42,7 @@ def create(tx: Tx, principal: Principal, body: RunCreate, *, noise: bytes | None
         Missing: no such model.
         Conflict: the name is taken, or the model has no weights yet.
         SpaceError: the policy does not fit the model.
-        SettingsError: secure_prototype, privacy_useless, accountant_missing or
+        SettingsError: secure_prototype, pooled_prototype, privacy_useless, accountant_missing or
             noise_key_missing.
     """
     model = catalog.get_model(tx, principal, body.model_id)
@@ -109,6 +109,12 @@ def _refuse_prototype(settings: RunSettings) -> None:
             "secure aggregation is a prototype that only simulations run "
             "(docs/SECURE-AGGREGATION.md): leave out privacy.secure",
             code="secure_prototype",
+        )
+    if any(policy.pooled is not None for policy in settings.policies):
+        raise SettingsError(
+            "agreement over clients is measured by simulations only, the service sums no movements "
+            "(docs/POLICIES.md): leave out policy.pooled",
+            code="pooled_prototype",
         )
 
 

@@ -261,7 +261,7 @@ class Together:
         grads = self._grads(weights, batch)
         if training.clip_norm is not None:
             _clip(grads, training.clip_norm)
-        bits, anchor = part.bits(number), part.anchor()
+        bits, anchor, rates = part.bits(number), part.anchor(), part.rates()
         for name, slot in self._learned.items():
             step = grads[name]
             if part.squares is not None:
@@ -269,6 +269,8 @@ class Together:
             if anchor is not None and pull is not None:
                 aim = anchor[slot.offset : slot.stop].view(slot.shape)
                 step.add_(moving[name] - aim, alpha=pull)
+            if rates is not None:
+                step.mul_(_view(rates, slot))
             if bits is not None:
                 step.view(torch.int32).bitwise_and_(_view(bits, slot))
             moving[name].add_(step, alpha=-training.learning_rate)
@@ -336,6 +338,14 @@ class _Part:
     def anchor(self) -> Tensor | None:
         """The model (D,) that pulls at all of them."""
         return self.lessons[0].window.anchor
+
+    def rates(self) -> Tensor | None:
+        """What each row's gradients are multiplied by, (rows, D); None for 1 in all of them."""
+        found = [lesson.window.rates for lesson in self.lessons]
+        if all(rates is None for rates in found):
+            return None
+        alike = torch.ones(self.theta.shape[1:])
+        return torch.stack([alike if rates is None else rates for rates in found])
 
     def _mine(self, stack: Tensor) -> Tensor:
         return stack if len(self.rows) == len(stack) else stack[self.rows]

@@ -14,16 +14,18 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import safetensors
 import safetensors.numpy
 
 from fedselect.downloads import DeltaFacts
 from fedselect.errors import FedSelectError
 from fedselect.personal import PersonalState, write_atomically
-from fedselect.space import ParameterSpace
+from fedselect.space import FloatVector, ParameterSpace
 
 FORMAT = "fedselect-simulation/1"
 FILE = "simulation.safetensors"
+_AGREED = "agreed."
 
 
 @dataclass(frozen=True)
@@ -41,7 +43,7 @@ class ClientPart:
 class Snapshot:
     """A simulation between two rounds: digests of its versions, the newest one's file, the steps
     that deltas lead from one to the next, the norms of the newest round's changes where influence
-    is bounded, and its clients by name.
+    is bounded, its clients by name, and how much clients agreed (D,) in the last rounds.
     """
 
     versions: tuple[str, ...]
@@ -49,6 +51,7 @@ class Snapshot:
     steps: tuple[DeltaFacts, ...]
     norms: tuple[float, ...]
     clients: Mapping[str, ClientPart]
+    agreed: tuple[FloatVector, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -69,7 +72,10 @@ class Checkpoint:
 
     def write(self, snapshot: Snapshot, space: ParameterSpace, facts: Mapping[str, Any]) -> None:
         """Replace the checkpoint; ``facts`` are those of the simulation, as plain JSON."""
-        tensors = {"version": np.frombuffer(snapshot.file, dtype=np.uint8)}
+        tensors: dict[str, npt.NDArray[Any]] = {
+            "version": np.frombuffer(snapshot.file, dtype=np.uint8)
+        }
+        tensors |= {f"{_AGREED}{n:04}": each for n, each in enumerate(snapshot.agreed)}
         rows = {}
         for number, (name, part) in enumerate(snapshot.clients.items()):
             row = {key: getattr(part, key) for key in ("mask_version", "bytes_up", "bytes_down")}
@@ -141,4 +147,5 @@ def _snapshot(
     steps = tuple(DeltaFacts(**each) for each in document["steps"])
     norms = tuple(float(each) for each in document["norms"])
     version = tensors["version"].tobytes()
-    return Snapshot(tuple(document["versions"]), version, steps, norms, clients)
+    agreed = tuple(tensors[key] for key in sorted(tensors) if key.startswith(_AGREED))
+    return Snapshot(tuple(document["versions"]), version, steps, norms, clients, agreed)

@@ -1,7 +1,8 @@
 """What one participation adds to the evidence that the next mask is chosen by.
 
-Owns the accumulators while a model trains, and when evidence is added or dropped. What is added up
-is named in ``evidence``; which score needs which is ``scores``. Must not train.
+Owns the accumulators while a model trains, when evidence is added or dropped, and what else goes
+with a training's gradients. What is added up is named in ``evidence``; which score needs which is
+``scores``. Must not train.
 """
 
 from __future__ import annotations
@@ -48,11 +49,28 @@ class Squares:
 
 @dataclass
 class Window:
-    """What a training gathers, the fold that it spares, and the model (D,) that pulls at it."""
+    """What a training gathers, the fold that it spares, the model (D,) that pulls at it, and what
+    its gradients are multiplied by (D,).
+    """
 
     squares: Squares | None = None
     fold: Fold | None = None
     anchor: torch.Tensor | None = None
+    rates: torch.Tensor | None = None
+
+    def bend(self, trainable: Trainable, strength: float | None) -> None:
+        """Add the gradient of strength/2 · ‖θ − anchor‖², then multiply all by the rates."""
+        pulled: set[int] = set()
+        for slot, parameter in trainable:
+            if parameter.grad is None:
+                continue
+            part = slice(slot.offset, slot.stop)
+            if self.anchor is not None and strength and slot.offset not in pulled:  # once if tied
+                pulled.add(slot.offset)
+                aim = self.anchor[part].view(slot.shape).to(parameter)
+                parameter.grad.add_(parameter - aim, alpha=strength)
+            if self.rates is not None:
+                parameter.grad.mul_(self.rates[part].view(slot.shape).to(parameter))
 
     def told(self, evidence: Evidence) -> Evidence:
         """The evidence with what was gathered."""

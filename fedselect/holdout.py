@@ -48,8 +48,7 @@ class Fold:
 
     def one_pass(self, size: int) -> Iterator[Batch]:
         """Batches of what may be trained on, in an order of torch's random generator."""
-        for rows in torch.split(torch.randperm(_length(self.kept)), size):
-            yield _rows(self.kept, rows)
+        return drawn(self.kept, size)
 
     def batches(self, size: int) -> Iterator[tuple[Batch, int]]:
         """Batches of what is held out, with their lengths, always the same."""
@@ -64,7 +63,7 @@ def set_aside(batches: Iterable[Batch]) -> Fold:
         TrainingError: fewer than 2 examples, or batches that are not made of tensors with one
             entry for each example.
     """
-    whole = _joined(list(batches))
+    whole = joined(list(batches))
     places = torch.arange(_length(whole))
     held = places % FOLDS == 0
     if len(places) < 2:
@@ -101,15 +100,24 @@ def gain(
 # --- batches of tensors ------------------------------------------------------------------------
 
 
-def _joined(batches: Sequence[Batch]) -> Batch:
+def joined(batches: Sequence[Batch]) -> Batch:
+    """One batch of all examples.
+
+    Raises:
+        TrainingError: no batches, or as :func:`mapped`.
+    """
     if not batches:
-        raise TrainingError("train_batches() gave no batch, so nothing can be held out")
+        raise TrainingError("train_batches() gave no batch, so there are no examples")
     try:
         return mapped(torch.cat, *batches)
     except RuntimeError as error:
-        raise TrainingError(
-            f"the hold-out gate puts batches together, which these do not allow: {error}"
-        ) from error
+        raise TrainingError(f"these batches cannot be put together: {error}") from error
+
+
+def drawn(whole: Batch, size: int) -> Iterator[Batch]:
+    """One pass over all examples of a batch, in an order of torch's random generator."""
+    for rows in torch.split(torch.randperm(_length(whole)), size):
+        yield _rows(whole, rows)
 
 
 def _rows(batch: Batch, rows: Tensor) -> Batch:
@@ -120,8 +128,7 @@ def _length(batch: Batch) -> int:
     lengths = {len(tensor) for tensor in tensors(batch)}
     if len(lengths) != 1:
         raise TrainingError(
-            f"the hold-out gate needs tensors with one entry for each example, got lengths "
-            f"{sorted(lengths)}"
+            f"tensors need one entry for each example, got lengths {sorted(lengths)}"
         )
     return lengths.pop()
 

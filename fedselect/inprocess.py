@@ -7,6 +7,7 @@ it does. Must not train, or decide who takes part.
 from __future__ import annotations
 
 from collections.abc import Container, Mapping, Sequence
+from dataclasses import replace
 from hashlib import sha256
 from os import urandom
 
@@ -14,6 +15,7 @@ import numpy as np
 
 from fedselect.accounting import noise_rule
 from fedselect.aggregate import Contribution, aggregate
+from fedselect.agreement import agreement, dissent
 from fedselect.batched import Job
 from fedselect.blindrounds import blinded_mean
 from fedselect.bounded import bounded, bounds_of, sift
@@ -21,6 +23,7 @@ from fedselect.checkpoints import ClientPart, Snapshot
 from fedselect.clipping import clip_factor, round_bound
 from fedselect.deltafiles import step
 from fedselect.downloads import DeltaFacts, cheapest
+from fedselect.evidence import DISSENT
 from fedselect.feedback import write_update
 from fedselect.filesizes import version_size
 from fedselect.masks import Mask
@@ -28,7 +31,7 @@ from fedselect.noise import round_key
 from fedselect.personal import Participation, PersonalState, derive_seed
 from fedselect.policies import RunSettings
 from fedselect.private import private_mean
-from fedselect.space import FloatVector
+from fedselect.space import FloatVector, ParameterSpace
 from fedselect.training import TorchLearner
 from fedselect.wire import (
     Update,
@@ -44,15 +47,16 @@ RUN = "simulation"
 
 
 class Coordinator:
-    """The line of versions, without storage and database."""
+    """The line of versions, without storage and database; version 0 is ``start`` (D,)."""
 
-    def __init__(self, first: TorchLearner) -> None:
-        self.space = first.space
-        self.values = first.initial()
+    def __init__(self, space: ParameterSpace, start: FloatVector) -> None:
+        self.space = space
+        self.values = start
         self.versions: list[str] = []
         self._file = b""
         self._steps: list[DeltaFacts] = []
         self._norms: list[float] = []
+        self._agreed: list[FloatVector] = []  # of the last rounds, if the policy asks for it
         self._record(encode_version(self.space.digest, self.values))
 
     def publish(
@@ -70,6 +74,9 @@ class Coordinator:
         ]
         encoding = settings.wire.encoding
         base = self.values if encoding == "f32" else np.zeros_like(self.values)
+        if settings.policy.pooled is not None:
+            found = agreement(base, parts, settings.round.min_contributors)
+            self._agreed = [*self._agreed, found][-settings.policy.window :]
         if settings.privacy.secure is not None:
             updates = [(each.mask, each.values) for each in accepted]
             found = blinded_mean(base, updates, settings, self.space, urandom)
@@ -115,7 +122,12 @@ class Coordinator:
     def saved(self, clients: Mapping[str, ClientPart]) -> Snapshot:
         """Where the line of versions is, with the clients' parts."""
         return Snapshot(
-            tuple(self.versions), self._file, tuple(self._steps), tuple(self._norms), clients
+            tuple(self.versions),
+            self._file,
+            tuple(self._steps),
+            tuple(self._norms),
+            clients,
+            tuple(self._agreed),
         )
 
     def restore(self, found: Snapshot) -> None:
@@ -123,6 +135,11 @@ class Coordinator:
         self.values = decode_version(found.file, space_digest=self.space.digest, dim=self.space.dim)
         self._file, self.versions = found.file, list(found.versions)
         self._steps, self._norms = list(found.steps), list(found.norms)
+        self._agreed = list(found.agreed)
+
+    def dissent(self) -> FloatVector | None:
+        """What the newest version says of agreement (``agreement``), (D,); None: nothing yet."""
+        return dissent(self._agreed) if self._agreed else None
 
     def way(self, held: Container[str]) -> int:
         """Bytes from versions that a client holds to the newest, as the service would choose."""
@@ -149,7 +166,16 @@ class Client:
     def begin(self, coordinator: Coordinator, settings: RunSettings, *, number: int) -> Job:
         """Fetch what there is to train from."""
         self._fetch(coordinator)
-        return Job(self.name, self.learner, self._state, derive_seed(settings, self.name, number))
+        state = self._told(coordinator, settings)
+        return Job(self.name, self.learner, state, derive_seed(settings, self.name, number))
+
+    def _told(self, coordinator: Coordinator, settings: RunSettings) -> PersonalState | None:
+        """The state; if it is to choose a mask by it, with what the version says of agreement."""
+        policy, found = settings.policy, coordinator.dissent()
+        if found is None or not policy.due(self.participations):
+            return self._state
+        state = self.final_state(coordinator.values, settings)
+        return replace(state, evidence=state.evidence.with_terms(DISSENT, found))
 
     def send(
         self,
@@ -174,6 +200,11 @@ class Client:
         self._known, self._mask_version = update.mask, update.meta.mask_version
         self.bytes_up += len(data)
         return update
+
+    @property
+    def participations(self) -> int:
+        """How often the client has taken part."""
+        return 0 if self._state is None else self._state.participations
 
     def saved(self) -> ClientPart:
         """All that is known of the client."""

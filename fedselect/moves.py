@@ -1,6 +1,7 @@
 """What a step of training moves: all of a parameter, or the elements that a mask lets move.
 
-Owns how a mask is laid over parameters, and how a budget of steps is shared. Must not train.
+Owns how a mask is laid over parameters, how long the steps of personal elements are, and how a
+budget of steps is shared. Must not train.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from fedselect.masks import Mask
+from fedselect.policies import Policy
 from fedselect.space import Slot
 
 Trainable = list[tuple[Slot, nn.Parameter]]  # with the slot each lies in
@@ -39,6 +41,18 @@ def _bits(moving: Tensor, parameter: Tensor) -> Tensor:
     """
     width = {2: torch.int16, 4: torch.int32, 8: torch.int64}[parameter.element_size()]
     return -moving.to(width)
+
+
+def rates(policy: Policy, mask: Mask) -> Tensor | None:
+    """What gradients are multiplied by before a step, (D,): ρ at personal elements, 1 at shared
+    ones, so that θ_j ← θ_j − η·ρ·g_j there. None where all steps are alike.
+
+    After clipping, and after what scores gather of gradients: neither knows of ρ.
+    """
+    if policy.personal_rate == 1 or mask.personal == 0:
+        return None
+    ones = torch.ones(mask.dim)
+    return ones.masked_fill_(torch.from_numpy(mask.to_bool()), policy.personal_rate)
 
 
 def shares(steps: int, parts: list[Moves]) -> list[int]:

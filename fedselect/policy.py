@@ -130,6 +130,21 @@ class Policy(Settings):
         description="λ: a second local model of the client's own, pulled towards the shared one by "
         "λ/2 · its squared distance; each gets half of the budget.",
     )
+    personal_rate: Real = later(
+        1.0,
+        ge=1,
+        le=1000,
+        description="ρ: the learning rate of elements that the mask has made personal, over that "
+        "of the others.",
+    )
+    pooled: Real | None = later(
+        None,
+        gt=0,
+        le=16,
+        description="β: scores are multiplied by (1 − agreement)^β, so that elements at which "
+        "clients pull apart come first. In simulations only: the service does not measure "
+        "agreement.",
+    )
     waits: Flag = later(
         False,
         description="Whether a fixed mask waits for start_round. Set by itself; agents that would "
@@ -156,6 +171,10 @@ class Policy(Settings):
             raise ValueError("a head that is not trained is not sent, either: give personal head")
         if self.proximal is not None and (self.personal != "none" or self.finetune):
             raise ValueError("a second model is personal as a whole: give personal none")
+        if self.personal_rate != 1 and self.personal == "none":
+            raise ValueError("nothing is personal that could take larger steps: no personal_rate")
+        if self.pooled is not None and (self.personal != "learned" or self.score == "random"):
+            raise ValueError("agreement weighs the scores of a learned mask, other than chance")
         self.__dict__["waits"] = self.late
         return self
 

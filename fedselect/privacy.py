@@ -102,6 +102,13 @@ def contradiction(settings: RunSettings) -> str | None:
             "influence refuses and bounds updates by looking at those of others: privacy.secure "
             "hides them, and the bound of privacy.dp is of each client alone; give one of them"
         )
+    if any(policy.pooled is not None for policy in settings.policies) and (
+        private or settings.influence is not None
+    ):
+        return (
+            "agreement is computed from single updates, without noise and unbounded: leave out "
+            "policy.pooled, or privacy and influence"
+        )
     if settings.privacy.secure is not None:
         return _unblindable(settings)
     return None if settings.privacy.dp is None else _unbounded(settings)

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from fedselect.evidence import DRIFT, NOTHING, SQUARED_DRIFT, SQUARED_GRADIENT, Evidence
+from fedselect.evidence import DISSENT, DRIFT, NOTHING, SQUARED_DRIFT, SQUARED_GRADIENT, Evidence
 from fedselect.space import FloatVector, Slot
 
 REFERENCE = "reference"  # needed by a score that looks at :attr:`Seen.reference`
@@ -49,6 +49,10 @@ class Seen:
         if total is None:
             return np.zeros(slot.size, dtype=np.float32)
         return total[slot.offset : slot.stop] / np.float32(self.evidence.terms[name])
+
+    def dissent(self, slot: Slot) -> FloatVector | None:
+        """1 − agreement of all clients, shape (slot.size,); None if nobody has told."""
+        return self.mean(DISSENT, slot) if DISSENT in self.evidence.sums else None
 
 
 Rule = Callable[[Seen, Slot], Ranks]

@@ -19,6 +19,9 @@ axis (what makes one output of a layer, one channel, one embedded word) by their
 that does not fit into the count any more is passed over. Direction ``release`` starts with all of
 them personal and gives back those with the smallest score (GradLTN of arXiv 2306.13264, [inferred]
 in ALGORITHM §1.5).
+
+``pooled`` β multiplies a score by (1 − agreement)^β, see ``agreement``: elements at which clients
+pull apart come first, one on which all agree is never chosen.
 """
 
 from __future__ import annotations
@@ -114,6 +117,10 @@ def _step(policy: Policy, seen: Seen, group: Group, personal: BoolVector) -> Non
 def _score(policy: Policy, seen: Seen, slot: Slot, personal: BoolVector) -> Ranks:
     """The tensor's scores, shape (slot.size,); those of elements that may be chosen are finite."""
     found = SCORES[policy.score].rule(seen, slot)
+    dissent = None if policy.pooled is None else seen.dissent(slot)
+    if dissent is not None:
+        with np.errstate(over="ignore", invalid="ignore"):
+            found = found * dissent ** np.float32(policy.pooled)
     own = personal[slot.offset : slot.stop]
     asked = own if policy.direction == "release" else ~own
     judged = seen.change(slot) if found.dtype == np.uint64 else found  # chance is always finite

@@ -154,14 +154,21 @@ class SimulatedRun:
 
     ``names`` are the clients in order; their ``learners`` may be asked to score, which changes
     nothing. ``one_by_one`` says why clients are not ``vectorized`` though that was asked for.
+    Version 0 is ``start`` (D,), or the weights of the first client's model.
 
     Raises:
         FedSelectError: no tasks, or a run with arms.
         SpaceError: the tasks' models differ.
+        WireError: ``start`` is of another size than they.
     """
 
     def __init__(
-        self, tasks: Mapping[str, Task], settings: RunSettings, vectorized: bool = False
+        self,
+        tasks: Mapping[str, Task],
+        settings: RunSettings,
+        vectorized: bool = False,
+        *,
+        start: FloatVector | None = None,
     ) -> None:
         if settings.arms is not None:
             raise FedSelectError(
@@ -169,7 +176,8 @@ class SimulatedRun:
             )
         self.settings = settings
         self._clients = _enrol(tasks)
-        self._coordinator = Coordinator(next(iter(self._clients.values())).learner)
+        first = next(iter(self._clients.values())).learner
+        self._coordinator = Coordinator(first.space, first.initial() if start is None else start)
         self._origin = self._coordinator.values
         self.names = sorted(self._clients)
         self.one_by_one: str | None = None

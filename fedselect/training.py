@@ -26,7 +26,7 @@ from fedselect.gathering import Squares, Window, met, wanted
 from fedselect.holdout import Fold, gain, set_aside
 from fedselect.masks import Mask
 from fedselect.modelspace import space_of
-from fedselect.moves import Moves, Trainable, shares, split
+from fedselect.moves import Moves, Trainable, rates, shares, split
 from fedselect.personal import Participation, PersonalState, Score, derive_seed
 from fedselect.policies import Policy, RunSettings
 from fedselect.space import FloatVector, Role, Slot
@@ -104,7 +104,9 @@ class TorchLearner:
             state = PersonalState.start(base, settings.policy.first_mask(self.space))
         self.check_size(base, state)
         self.task.batch_size = settings.training.batch_size
-        return self._prepare(state, base, settings)
+        state, window = self._prepare(state, base, settings)
+        window.rates = rates(settings.policy, state.mask)
+        return state, window
 
     def evaluate(
         self,
@@ -303,7 +305,7 @@ class TorchLearner:
         return [(slot, parameter) for slot, parameter in self.trainable if slot not in head]
 
     def _step(self, batch: Batch, moves: Moves, settings: RunSettings, window: Window) -> None:
-        training, pull = settings.training, settings.policy.proximal
+        training = settings.training
         self.model.zero_grad()
         torch.autograd.backward(self.task.loss(self.model, batch))
         if training.clip_norm is not None:
@@ -312,23 +314,14 @@ class TorchLearner:
         with torch.no_grad():
             if window.squares is not None:
                 window.squares.add()
-            if window.anchor is not None and pull is not None:
-                self._pull(window.anchor, pull)
+            if window.anchor is not None or window.rates is not None:
+                window.bend(self.trainable, settings.policy.proximal)
             for parameter, moving in moves:
                 if parameter.grad is None:
                     continue
                 if moving is not None:
                     parameter.grad.view(moving.dtype).bitwise_and_(moving)
                 parameter.add_(parameter.grad, alpha=-training.learning_rate)
-
-    def _pull(self, anchor: Tensor, strength: float) -> None:
-        """Add the gradient of strength/2 · ‖θ − anchor‖², ``anchor`` of shape (D,)."""
-        pulled: set[int] = set()
-        for slot, parameter in self.trainable:
-            if parameter.grad is not None and slot.offset not in pulled:  # once if tied
-                pulled.add(slot.offset)
-                aim = anchor[slot.offset : slot.stop].view(slot.shape).to(parameter)
-                parameter.grad.add_(parameter - aim, alpha=strength)
 
     def _one_pass(self, fold: Fold | None) -> Iterator[Batch]:
         empty = True

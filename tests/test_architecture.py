@@ -43,6 +43,7 @@ ROOMS = {
             f"fedselect/{name}.py"
             for name in (
                 *("kernels", "lanes", "aggregate", "robust", "bounded", "private", "recompute"),
+                "agreement",
             )
         ),
         ours=("light", "kernels"),

@@ -208,6 +208,7 @@ def reserve_weights(model_id: UUID, body: UploadReserve, call: Call = WRITE) -> 
                 "space_invalid",
                 "privacy_useless",
                 "secure_prototype",
+                "pooled_prototype",
                 "accountant_missing",
                 "noise_key_missing",
             ],

@@ -106,10 +106,42 @@ def differences(grid: Grid, results: Iterable[Result]) -> list[Difference]:
     known = by_cell(results)
     found = [
         difference(known, split.name, pair.policy, pair.against, pair.reading)
-        for pair in grid.pair
+        for pair in grid.pairs
         for split in grid.split
     ]
     return [each for each in found if each is not None]
+
+
+@dataclass(frozen=True)
+class Rank:
+    """A policy's means over splits, each in the better reading there; accuracies in percent."""
+
+    policy: str
+    mean: float
+    worst: float
+    seeds: int
+
+
+def ranking(grid: Grid, results: Iterable[Result]) -> list[Rank]:
+    """The policies that have run on all splits of the grid's ranking, the best mean first.
+
+    ``seeds``: how many each has on the split where it has the fewest. Equals: in the grid's order.
+    """
+    found: dict[str, list[Row]] = {}
+    for row in rows(grid, results):
+        if row.split in grid.ranking:
+            found.setdefault(row.policy, []).append(row)
+    ranks = [
+        Rank(
+            name,
+            fmean(row.accuracy.mean for row in mine),
+            fmean(row.worst.mean for row in mine),
+            min(row.accuracy.count for row in mine),
+        )
+        for name, mine in found.items()
+        if len(mine) == len(grid.ranking)
+    ]
+    return sorted(ranks, key=lambda rank: -rank.mean)
 
 
 def by_cell(results: Iterable[Result]) -> dict[tuple[str, str], dict[int, Result]]:

@@ -11,6 +11,7 @@ import tomllib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import product
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -23,15 +24,32 @@ from fedselect.scalars import Whole
 
 NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
 STUDY = "fedselect-study/1"
+ALL = "*"
 Reading = Literal["pre", "post", "better"]
 
 
+class Pretrained(Settings):
+    """What all policies of a split start from: a model of public data.
+
+    The first ``clients`` in an order of the seed are not in the federation; one model is trained on
+    their training data, put together, for so many ``steps``.
+    """
+
+    clients: Whole = Field(ge=1, le=100_000)
+    steps: Whole = Field(ge=1, le=1_000_000)
+
+
 class GridSplit(Settings):
-    """A split by a name of its own: a federation of ``fedselect.tasks``, or ``split:FILE``."""
+    """A split by a name of its own: a federation of ``fedselect.tasks``, or ``split:FILE``.
+
+    With ``policies`` only these run on it.
+    """
 
     name: str = Field(pattern=NAME)
     task: str
     rounds: Whole = Field(ge=2, le=100_000)
+    pretrained: Pretrained | None = None
+    policies: tuple[str, ...] = ()
 
 
 class GridPolicy(Settings):
@@ -44,7 +62,10 @@ class GridPolicy(Settings):
 
 
 class Pair(Settings):
-    """A difference to report: ``policy`` − ``against``, in one reading."""
+    """A difference to report: ``policy`` − ``against``, in one reading.
+
+    The policy ``*`` stands for each that no pair of the grid is against.
+    """
 
     policy: str
     against: str
@@ -55,10 +76,12 @@ class Grid(Settings):
     """All of a study. ``readings``: accuracies are means over so many last rounds.
 
     ``batch_orders`` above 1 runs each cell so often with the same data and weights in another order
-    of batches, to see whether the same elements are chosen.
+    of batches, to see whether the same elements are chosen. ``section`` names the marks on the page
+    that results go between. Policies are ranked by their mean over the splits of ``ranking``.
     """
 
     title: str = "study"
+    section: str = Field("results", pattern=NAME)
     seeds: tuple[Whole, ...] = Field(min_length=1)
     training: Training = Training(steps=20)
     readings: Whole = Field(3, ge=1, le=100)
@@ -66,6 +89,7 @@ class Grid(Settings):
     split: tuple[GridSplit, ...] = Field(min_length=1)
     policy: tuple[GridPolicy, ...] = Field(min_length=1)
     pair: tuple[Pair, ...] = ()
+    ranking: tuple[str, ...] = ()
 
     @model_validator(mode="after")
     def _names_fit(self) -> Self:
@@ -75,15 +99,29 @@ class Grid(Settings):
                 raise ValueError(f"names must differ, not {', '.join(names)}")
         known = {each.name for each in self.policy}
         for pair in self.pair:
-            if not {pair.policy, pair.against} <= known:
+            if pair.against not in known or pair.policy not in known | {ALL}:
                 raise ValueError(f"no policies {pair.policy} and {pair.against} to compare")
+        unknown = {name for split in self.split for name in split.policies} - known
+        unknown |= set(self.ranking) - {split.name for split in self.split}
+        if unknown:
+            raise ValueError(f"no policies or splits {', '.join(sorted(unknown))}")
         return self
+
+    @property
+    def pairs(self) -> tuple[Pair, ...]:
+        """Every pair, each policy that ``*`` stands for with its own, one after the other."""
+        rivals = {pair.against for pair in self.pair}
+        others = [each.name for each in self.policy if each.name not in rivals]
+        fixed = [pair for pair in self.pair if pair.policy != ALL]
+        drawn = [pair for pair in self.pair if pair.policy == ALL]
+        fixed += [p.model_copy(update={"policy": name}) for name in others for p in drawn]
+        return tuple(fixed)
 
     def cells(self) -> Iterator[Cell]:
         """Every combination, one seed after the other, so that a study can be stopped early."""
-        for seed in self.seeds:
-            for split in self.split:
-                for policy in self.policy:
+        for seed, split in product(self.seeds, self.split):
+            for policy in self.policy:
+                if not split.policies or policy.name in split.policies:
                     yield Cell(self, split, policy, seed)
 
 
@@ -132,6 +170,8 @@ class Cell:
             "readings": self.grid.readings,
             "batch_orders": self.grid.batch_orders,
         }
+        if self.split.pretrained is not None:  # other keys are what they always were
+            document["pretrained"] = self.split.pretrained.model_dump()
         text = json.dumps(document, sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(text.encode()).hexdigest()[:24]
 

@@ -14,11 +14,11 @@ from fedselect.errors import FedSelectError
 from fedselect.personal import write_atomically
 from fedselect.plots import Bar, intervals
 from fedselect.study.cells import Result
-from fedselect.study.figures import Difference, Estimate, Row, differences, rows
+from fedselect.study.figures import Difference, Estimate, Row, differences, ranking, rows
 from fedselect.study.golden import Check, Golden, check
-from fedselect.study.grid import Grid, GridSplit
+from fedselect.study.grid import ALL, Grid, GridSplit
 
-BEGIN, END = "<!-- results: begin -->", "<!-- results: end -->"
+MOST_BARS = 40  # of a plot
 _SIGNS = {"higher": "gain", "lower": "loss"}
 
 
@@ -41,16 +41,18 @@ class Report:
             if mine:
                 parts += [_split_head(split, mine), _table(self.grid, mine)]
                 between = [each for each in compared if each.split == split.name]
-                parts += [_differences(between)] if between else []
+                shown = _matrix if any(pair.policy == ALL for pair in self.grid.pair) else _listed
+                parts += [shown(between)] if between else []
                 drawn = f"{split.name}.svg" in drawings
                 parts += [f"![differences on {split.name}]({plots}/{split.name}.svg)"] * drawn
+        parts += list(_ranking(self.grid, self.results))
         parts += list(_masks(found))
         if self.golden is not None:
             parts += list(_golden(self.golden, self.results, found))
         return "\n\n".join(parts)
 
     def drawings(self) -> dict[str, str]:
-        """Plots by file name: each split's differences in the better reading."""
+        """Plots by file name: each split's differences in the better reading, unless too many."""
         compared = differences(self.grid, self.results)
         found = {}
         for split in self.grid.split:
@@ -59,24 +61,29 @@ class Report:
                 for d in compared
                 if d.split == split.name and d.reading == "better" and d.mean.count > 1
             ]
-            if bars:
+            if 0 < len(bars) <= MOST_BARS:
                 title = f"{split.name}: mean over clients, difference with 95 % interval"
                 found[f"{split.name}.svg"] = intervals(title, bars, unit="points")
         return found
 
 
 def write_page(report: Report, page: Path) -> None:
-    """Put the results between the page's marks, and the plots into ``study/plots`` beside it.
+    """Put the results between the page's marks for them, and the plots into a folder beside it.
+
+    The marks are named by the grid's ``section``, so that a page may show several studies.
 
     Raises:
-        FedSelectError: ``study_invalid``, the page has no marks.
+        FedSelectError: ``study_invalid``, the page has no such marks.
     """
-    text = page.read_text() if page.exists() else f"# {report.grid.title}\n\n{BEGIN}\n{END}\n"
-    head, begin, rest = text.partition(BEGIN)
-    _, end, tail = rest.partition(END)
+    section = report.grid.section
+    first, last = marks(section)
+    text = page.read_text() if page.exists() else f"# {report.grid.title}\n\n{first}\n{last}\n"
+    head, begin, rest = text.partition(first)
+    _, end, tail = rest.partition(last)
     if not begin or not end:
-        raise FedSelectError(f"{page} has lost the marks around its results", code="study_invalid")
-    plots = page.parent / "study" / "plots"
+        raise FedSelectError(f"{page} has lost its marks, {first} and {last}", code="study_invalid")
+    folder = "study/plots" if section == "results" else f"study/plots/{section}"
+    plots = page.parent / folder
     plots.mkdir(parents=True, exist_ok=True)
     drawings = report.drawings()
     for old in plots.glob("*.svg"):
@@ -84,8 +91,12 @@ def write_page(report: Report, page: Path) -> None:
             old.unlink()
     for name, svg in drawings.items():
         (plots / name).write_text(svg)
-    body = report.sections("study/plots")
-    write_atomically(page, f"{head}{BEGIN}\n\n{body}\n\n{END}{tail}".encode())
+    write_atomically(page, f"{head}{first}\n\n{report.sections(folder)}\n\n{last}{tail}".encode())
+
+
+def marks(section: str) -> tuple[str, str]:
+    """What stands before and after the results of a study on a page."""
+    return f"<!-- {section}: begin -->", f"<!-- {section}: end -->"
 
 
 # --- splits ------------------------------------------------------------------------------------
@@ -106,9 +117,17 @@ def _head(grid: Grid, results: Sequence[Result]) -> str:
 
 def _split_head(split: GridSplit, mine: Sequence[Row]) -> str:
     steps = {row.steps for row in mine}
-    return (
+    text = (
         f"### {split.name}\n\n{split.rounds} rounds; every client took exactly "
         f"{', '.join(map(str, sorted(steps)))} gradient steps under every policy (counted)."
+    )
+    rule = split.pretrained
+    if rule is None:
+        return text
+    return (
+        f"{text} All policies started from one model that had been trained for {rule.steps} steps, "
+        f"not counted here, on the training data of {rule.clients} clients put together; these are "
+        "drawn by the seed and take no part."
     )
 
 
@@ -138,7 +157,35 @@ def _line(row: Row, title: str) -> str:
     return f"| {' | '.join(cells)} |"
 
 
-def _differences(found: Sequence[Difference]) -> str:
+def _matrix(found: Sequence[Difference]) -> str:
+    """A line for each policy, a column for each that it is compared with."""
+    columns = list(dict.fromkeys((each.against, each.reading) for each in found))
+    lines: dict[str, dict[tuple[str, str], Difference]] = {}
+    for each in found:
+        lines.setdefault(each.policy, {})[each.against, each.reading] = each
+    heads = " | ".join(f"− `{against}`, {reading}" for against, reading in columns)
+    head = (
+        "Differences in points: mean over clients; worst client. Bold: its interval does not "
+        "contain 0; all others are not distinguishable, or of one seed.\n\n"
+        f"| policy | {heads} |\n|{'---|' * (len(columns) + 1)}"
+    )
+    rows_ = [
+        f"| `{name}` | {' | '.join(_both(mine.get(column)) for column in columns)} |"
+        for name, mine in lines.items()
+    ]
+    return "\n".join([head, *rows_])
+
+
+def _both(each: Difference | None) -> str:
+    if each is None:
+        return "–"
+    return "; ".join(
+        f"**{_signed(value)}**" if value.verdict in _SIGNS else _signed(value)
+        for value in (each.mean, each.worst)
+    )
+
+
+def _listed(found: Sequence[Difference]) -> str:
     head = (
         "| difference in points | reading | mean | | worst client | | seeds won |\n"
         "|---|---|---|---|---|---|---|"
@@ -157,6 +204,19 @@ def _difference(each: Difference) -> str:
         f"{each.won} of {each.mean.count}",
     ]
     return f"| {' | '.join(cells)} |"
+
+
+def _ranking(grid: Grid, results: Sequence[Result]) -> Iterator[str]:
+    found = ranking(grid, results)
+    if not found:
+        return
+    yield (
+        f"### Ranked by the mean over {', '.join(grid.ranking)}\n\nEach policy in its better "
+        "reading on each split; those that have run on all of them."
+    )
+    head = "| policy | mean | worst client | seeds |\n|---|---|---|---|"
+    lines = [f"| `{r.policy}` | {r.mean:.2f} | {r.worst:.2f} | {r.seeds} |" for r in found]
+    yield "\n".join([head, *lines])
 
 
 # --- masks and golden figures ---------------------------------------------------------------------

@@ -81,6 +81,25 @@ def test_a_gate_judges_the_same():
     assert judged[0] == judged[1]
 
 
+@pytest.mark.parametrize(
+    "policy",
+    [
+        Policy(score="fisher", fraction=0.3, start_round=3, personal_rate=3, pooled=1, window=2),
+        Policy(growth=0.2, start_round=2, schedule="alternating", personal_rate=2, pooled=2),
+        Policy(personal="all", start_round=4, personal_rate=3),
+    ],
+    ids=["fisher", "growing", "everything"],
+)
+def test_longer_steps_and_agreement_are_the_same_together(policy):
+    clients = {f"site-{n}": BlobTask(mlp, site=n % 3, train=n) for n in (24, 23, 17, 10, 11)}
+    alone, found = both(clients, settings("fedselect", policy=policy))
+    agree(alone, found)
+    plain = policy.model_copy(update={"personal_rate": 1.0})
+    other, _ = both(clients, settings("fedselect", policy=plain))
+    one, two = (run.states["site-17"].theta for run in (other, alone))
+    assert np.abs(one - two).max() > 100 * CLOSE["atol"]
+
+
 def test_clipping_epochs_alternating_parts_and_batches_of_every_size_are_batched_too():
     training = Training(epochs=2, batch_size=10, clip_norm=0.5)
     policy = Policy(growth=0.3, limit=0.6, schedule="alternating")

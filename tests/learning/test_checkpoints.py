@@ -9,7 +9,7 @@ import safetensors
 from learning_tasks import Awkward, BlobTask, mlp
 from typer.testing import CliRunner
 
-from fedselect import Training, preset_run
+from fedselect import Policy, Training, preset_run
 from fedselect.checkpoints import FILE, Checkpoint
 from fedselect.cli import build
 from fedselect.errors import FedSelectError
@@ -18,6 +18,7 @@ from fedselect.simulate import Execution, sampled
 from fedselect.simulate import simulate as simulated
 
 ROUNDS = 8
+POOLED = Policy(pooled=1, growth=0.3, start_round=3, window=3)
 
 
 class Ended(Exception):
@@ -52,12 +53,15 @@ def ended_after(number):
         ("fisher-gate", mlp, "f32"),
         ("ditto", mlp, "bf16"),
         ("random", Awkward, "f32"),
+        ("pooled", Awkward, "int8"),
     ],
 )
 def test_what_goes_on_ends_as_if_it_had_never_stopped(
     tmp_path, preset, model, encoding, vectorized
 ):
-    rule = settings(preset, wire=Wire(encoding=encoding))
+    rule = settings("fisher" if preset == "pooled" else preset, wire=Wire(encoding=encoding))
+    if preset == "pooled":
+        rule = rule.model_copy(update={"policy": POOLED})
     how = {"order": sampled(0.7, seed=1), "vectorized": vectorized}
     whole = simulate(tasks(model), rule, **how)
     kept = Checkpoint(tmp_path / "kept")

@@ -217,7 +217,7 @@ def test_batches_of_many_forms_are_split(batch):
         ([(X, Y[:3])], "one entry for each example"),
         ([("text", Y)], "batches of tensors"),
         ([torch.tensor(1.0)], "batches of tensors"),
-        ([X, torch.zeros(3, 5)], "puts batches together"),
+        ([X, torch.zeros(3, 5)], "cannot be put together"),
     ],
 )
 def test_what_cannot_be_split_is_refused_in_words(batches, text):

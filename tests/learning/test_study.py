@@ -13,17 +13,26 @@ from typer.testing import CliRunner
 from fedselect.cli import build
 from fedselect.errors import FedSelectError
 from fedselect.policies import PRESETS, Training
-from fedselect.simulate import simulate
+from fedselect.simulate import SimulatedRun, simulate
 from fedselect.study import cells
 from fedselect.study.cells import Result, run_cell
-from fedselect.study.figures import by_cell, difference, differences, estimate, rows
+from fedselect.study.figures import (
+    by_cell,
+    difference,
+    differences,
+    estimate,
+    ranking,
+    rows,
+)
 from fedselect.study.golden import Golden, check, read_golden
-from fedselect.study.grid import Grid, GridPolicy, GridSplit, read_grid
-from fedselect.study.page import BEGIN, END, Report, write_page
+from fedselect.study.grid import Grid, GridPolicy, GridSplit, Pair, read_grid
+from fedselect.study.page import Report, marks, write_page
+from fedselect.study.pretraining import federation
 from fedselect.study.runner import read_results, run_grid
 from fedselect.tasks import client_tasks
 
 ROOT = Path(__file__).parents[2]
+BEGIN, END = marks("results")
 GOLDEN = ROOT / "tests" / "golden" / "study.json"
 
 
@@ -111,6 +120,93 @@ def test_a_key_names_all_that_decides():
     keys = {cell.key for cell in [base, *others]}
     assert len(keys) == 5
     assert only(grid("fedselect", rounds=6)).key == base.key
+
+
+def test_lines_of_earlier_studies_still_count():
+    """What the product has learned since is in the keys of those cells alone that use it."""
+    study = read_grid(ROOT / "docs" / "study" / "full.toml")
+    keys = {(c.split.name, c.policy.name, c.seed): c.key for c in study.cells()}
+    folder = ROOT / "docs" / "study" / "results"
+    for split in ("watch", "fashion-20x5"):
+        lines = (folder / f"{split}.jsonl").read_text().splitlines()
+        assert lines
+        for each in map(json.loads, lines):
+            assert keys[each["split"], each["policy"], each["seed"]] == each["key"]
+
+
+# --- a start from public data ------------------------------------------------------------------
+
+
+def pretrained(*policies, clients=4, steps=30, **changes):
+    split = {"name": "few", "task": "digits-mixed", "rounds": 4}
+    study = grid(*policies, **changes)
+    return study.model_copy(
+        update={"split": (GridSplit(**split, pretrained={"clients": clients, "steps": steps}),)}
+    )
+
+
+def test_all_policies_start_from_one_model_of_clients_who_take_no_part():
+    tasks = client_tasks("digits-mixed", seed=0)
+    starts = []
+    for name in ("fedavg", "fedbabu", "ditto", "fedrep"):
+        inside, start = federation(only(pretrained(name)), tasks)
+        starts.append(start)
+        assert len(inside) == len(tasks) - 4
+    for start in starts[1:]:
+        np.testing.assert_array_equal(start, starts[0])
+    other, another = federation(only(pretrained("fedavg", seeds=(1,))), tasks)
+    assert other.keys() != inside.keys()
+    assert (another != starts[0]).any()
+    everybody, none = federation(only(grid("fedavg")), tasks)
+    assert (everybody, none) == (tasks, None)
+
+
+def test_a_cell_starts_there_and_counts_its_own_steps_only():
+    plain = only(pretrained("local"))
+    found = run_cell(plain)
+    inside, start = federation(plain, client_tasks("digits-mixed", seed=0))
+    assert found.clients == tuple(inside)
+    assert found.steps == 8
+    run = SimulatedRun(inside, plain.settings, start=start)
+    np.testing.assert_array_equal(run.values, start)
+    fresh = SimulatedRun(inside, plain.settings)
+    for each in (run, fresh):
+        for _ in range(4):
+            each.round(each.names)
+    assert run.version == found.version != fresh.version
+    right = [
+        sum(
+            learner.scored([("one", each.values)], settings=each.settings)["one"][0].correct
+            for learner in each.learners.values()
+        )
+        for each in (fresh, run)
+    ]
+    assert right[0] < right[1], "the others' data teach something"
+
+
+def test_the_key_of_a_cell_names_its_start():
+    keys = {
+        only(study).key
+        for study in (
+            grid("local"),
+            pretrained("local"),
+            pretrained("local", steps=31),
+            pretrained("local", clients=3),
+        )
+    }
+    assert len(keys) == 4
+
+
+def test_somebody_has_to_be_left():
+    with pytest.raises(FedSelectError, match="fewer than 2 are left") as caught:
+        run_cell(only(pretrained("local", clients=11)))
+    assert caught.value.code == "study_invalid"
+
+
+def test_the_page_says_that_pretraining_is_not_counted():
+    study = pretrained("local")
+    text = Report(study, [result("local", 0, [80, 70])]).sections()
+    assert "been trained for 30 steps, not counted here, on the training data of 4 clients" in text
 
 
 # --- the runner ------------------------------------------------------------------
@@ -292,7 +388,7 @@ def test_the_golden_file_is_whole():
     assert {pair for pair in pairs if "trial-gate" not in pair} == ours
 
 
-@pytest.mark.parametrize("name", ["full", "quick", "search", "stability"])
+@pytest.mark.parametrize("name", ["full", "quick", "search", "confirm", "stability"])
 def test_the_grids_can_be_read(name):
     study = read_grid(ROOT / "docs" / "study" / f"{name}.toml")
     cells_ = list(study.cells())
@@ -304,9 +400,73 @@ def test_the_search_is_bounded_and_compares_with_what_it_has_to_beat():
     search = read_grid(ROOT / "docs" / "study" / "search.toml")
     rivals = {"random-30", "share-then-local", "fedper", "ditto"}
     assert len(search.policy) <= 60
-    pairs = {(pair.policy, pair.against) for pair in search.pair}
+    pairs = {(pair.policy, pair.against) for pair in search.pairs}
     names = {policy.name for policy in search.policy}
     assert pairs == {(name, rival) for name in names - rivals for rival in rivals}
+
+
+def test_leaders_are_confirmed_as_they_were_searched_on_seeds_nobody_has_seen():
+    search, confirm = (
+        read_grid(ROOT / "docs" / "study" / f"{name}.toml") for name in ("search", "confirm")
+    )
+    assert not set(search.seeds) & set(confirm.seeds)
+    searched = {policy.name: policy for policy in search.policy}
+    assert all(policy == searched[policy.name] for policy in confirm.policy)
+    rivals = {pair.against for pair in search.pair}
+    assert rivals <= {policy.name for policy in confirm.policy}
+    assert len(confirm.policy) <= len(rivals) + 3
+    ranked = [split for split in search.split if split.name in search.ranking]
+    assert confirm.ranking == search.ranking
+    assert list(confirm.split) == ranked
+    assert (confirm.training, confirm.readings) == (search.training, search.readings)
+
+
+def test_a_star_stands_for_everybody_who_is_no_rival():
+    study = grid(
+        *("local", "fedavg", "fedper", "ditto"),
+        pair=[
+            {"policy": "*", "against": "local"},
+            {"policy": "*", "against": "fedavg", "reading": "pre"},
+            {"policy": "local", "against": "fedavg"},
+        ],
+    )
+    found = [(pair.policy, pair.against, pair.reading) for pair in study.pairs]
+    assert found == [
+        ("local", "fedavg", "better"),
+        ("fedper", "local", "better"),
+        ("fedper", "fedavg", "pre"),
+        ("ditto", "local", "better"),
+        ("ditto", "fedavg", "pre"),
+    ]
+
+
+def test_a_split_may_be_for_some_policies_alone():
+    study = grid("local", "fedavg", "fedper")
+    split = study.split[0].model_copy(update={"policies": ("local", "fedper")})
+    study = study.model_copy(update={"split": (split,)})
+    assert [cell.policy.name for cell in study.cells()] == ["local", "fedper"]
+
+
+def test_policies_are_ranked_by_their_mean_over_the_splits_of_the_ranking():
+    splits = [GridSplit(name=name, task="digits", rounds=4) for name in ("a", "b", "aside")]
+    study = grid("local", "fedavg", "fedper").model_copy(
+        update={"split": tuple(splits), "ranking": ("a", "b")}
+    )
+    results = [
+        result("local", 0, [50, 60], split="a"),
+        result("local", 0, [70, 60], [90, 100], split="b"),
+        result("fedavg", 0, [90, 90], split="a"),
+        result("fedavg", 0, [60, 70], split="b"),
+        result("fedavg", 1, [60, 70], split="b"),
+        result("fedper", 0, [100, 100], split="a"),
+        result("local", 0, [0, 0], split="aside"),
+    ]
+    found = ranking(study, results)
+    assert [(r.policy, r.mean, r.worst, r.seeds) for r in found] == [
+        ("fedavg", 77.5, 75, 1),
+        ("local", 75, 70, 1),
+    ]
+    assert "| `fedavg` | 77.50 | 75.00 | 1 |" in Report(study, results).sections()
 
 
 @pytest.mark.parametrize(
@@ -316,6 +476,8 @@ def test_the_search_is_bounded_and_compares_with_what_it_has_to_beat():
         ("= 3", "cannot be read"),
         ('[[split]]\nname = "x"', "split.0"),
         ('pair = [{policy = "a", against = "b"}]', "no policies a and b"),
+        ('ranking = ["y"]', "no policies or splits y"),
+        ('split = [{name = "x", task = "digits", rounds = 4, policies = ["a"]}]', "splits a"),
         ("training = {epochs = 3}", "counts steps"),
         ('policy = [{name = "a", preset = "fedsekect"}]', "no preset"),
         ('policy = [{name = "a", preset = "fedavg", settings = {limi = 1}}]', "limi"),
@@ -379,6 +541,33 @@ def test_the_page_keeps_what_a_person_wrote(tmp_path):
     page.write_text("# no marks")
     with pytest.raises(FedSelectError, match="marks"):
         write_page(full_report(), page)
+
+
+def test_a_page_shows_two_studies_and_keeps_their_plots_apart(tmp_path):
+    page = tmp_path / "SEARCH.md"
+    report = full_report()
+    one, two = marks("results"), marks("again")
+    page.write_text("\n".join(["# One", *one, "# Two", *two, "# Three"]))
+    write_page(report, page)
+    study = report.grid.model_copy(
+        update={
+            "section": "again",
+            "pair": (
+                Pair(policy="*", against="local", reading="pre"),
+                Pair(policy="*", against="local"),
+            ),
+        }
+    )
+    write_page(Report(study, report.results), page)
+    first, then, last = (page.read_text().index(word) for word in ("# One", "# Two", "# Three"))
+    text = page.read_text()
+    assert "+12.5 ± 0.0 | **higher**" in text[first:then]
+    assert "| `fedselect` | **+12.5 ± 0.0**; **+15.0 ± 0.0** |" in text[then:last]
+    assert "study/plots/again/few.svg" in text[then:last]
+    write_page(report, page)
+    assert page.read_text() == text
+    found = {str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*.svg")}
+    assert found == {"study/plots/few.svg", "study/plots/again/few.svg"}
 
 
 def test_the_words_where_nothing_can_be_told():

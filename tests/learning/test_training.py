@@ -364,6 +364,39 @@ def test_clipping_bounds_the_whole_gradient_before_masking():
     assert np.linalg.norm(steps[1] - steps[0]) < 0.999e-3
 
 
+@pytest.mark.parametrize("schedule", ["joint", "alternating"])
+def test_personal_elements_take_longer_steps_by_their_rate(schedule):
+    """One step of each part: what moved is ρ times as far at personal elements, after clipping."""
+    learner = TorchLearner(BlobTask(mlp))
+    own = np.random.default_rng(1).random(learner.space.dim) < 0.3
+    state = replace(state_with(learner, set()), mask=Mask.from_bool(own))
+    budget = {"steps": 1 if schedule == "joint" else 2, "batch_size": 24, "clip_norm": 0.1}
+
+    def moved_by(rate):
+        rule = settings(schedule=schedule, policy={"personal_rate": rate}, **budget)
+        result = learner.participate(state, learner.initial(), settings=rule, seed=3)
+        return result.theta - learner.initial()
+
+    plain, fast = moved_by(1), moved_by(3)
+    np.testing.assert_allclose(fast[own], 3 * plain[own], rtol=0, atol=1e-6)
+    assert np.abs(plain[own]).max() > 1e-3
+    if schedule == "joint":  # the shared phase starts from where the personal one has led
+        np.testing.assert_array_equal(fast[~own], plain[~own])
+
+
+def test_a_rate_is_of_the_mask_and_not_of_what_is_gathered():
+    learner = TorchLearner(BlobTask(mlp))
+    base = learner.initial()
+    one = {"score": "fisher", "fraction": 0.3, "start_round": 2, "window": 2}
+    found = []
+    for rate in (1, 5):
+        rule = settings(policy={**one, "personal_rate": rate}, steps=4)
+        first = learner.participate(None, base, settings=rule, seed=1)
+        found.append(learner.participate(first.state, base, settings=rule, seed=2))
+    assert_same(found[0].state, found[1].state)
+    assert found[0].state.mask.personal > 0
+
+
 # --- between rounds ------------------------------------------------------------------------------
 
 

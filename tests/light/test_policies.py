@@ -29,6 +29,9 @@ from fedselect.scalars import Whole
 from fedselect.space import Kind, ParameterSpace, Role
 
 FAST = settings(max_examples=150, deadline=None, derandomize=True)
+DP = {"clip": 1.0, "noise": 1.0, "epsilon": 8.0}
+POOLED_ROWS = Policy(pooled=1, scope="row")
+THREE = RoundPolicy(min_contributors=3)
 MODELS = [Policy, RoundPolicy, RunSettings, Training]
 
 
@@ -82,6 +85,11 @@ def test_settings_are_immutable(model):
         (Policy, {"gate": "holdout", "personal": "none", "fraction": 0.02}),
         (Policy, {"shuffled": True, "scope": "row"}),
         (Policy, {"trains": "body"}),
+        (Policy, {"personal_rate": 0.5}),
+        (Policy, {"personal_rate": 3, "personal": "none"}),
+        (Policy, {"pooled": 0}),
+        (Policy, {"pooled": 1, "personal": "head"}),
+        (Policy, {"pooled": 1, "score": "random"}),
         (Policy, {"proximal": 0}),
         (Policy, {"proximal": 0.1}),
         (Policy, {"proximal": 0.1, "personal": "none", "finetune": True}),
@@ -108,11 +116,22 @@ def test_settings_are_immutable(model):
         (RunSettings, {"seed": -1}),
         (RunSettings, {"seed": 2**63}),
         (RunSettings, {"policy": preset("ditto"), "training": Training(steps=1)}),
+        (RunSettings, {"policy": Policy(pooled=1), "influence": {"clip_norm": 1.0}}),
+        (RunSettings, {"policy": POOLED_ROWS, "privacy": {"dp": DP}}),
+        (RunSettings, {"policy": POOLED_ROWS, "privacy": {"secure": {}}, "round": THREE}),
     ],
 )
 def test_values_out_of_bounds(model, change):
     with pytest.raises(ValidationError):
         model(**change)
+
+
+def test_what_agreement_does_not_go_with_is_fine_without_it():
+    """So that the refusals above are of agreement."""
+    rows = Policy(scope="row")
+    RunSettings(influence={"clip_norm": 1.0})
+    RunSettings(policy=rows, privacy={"dp": DP})
+    RunSettings(policy=rows, privacy={"secure": {}}, round=THREE)
 
 
 def test_settings_survive_json():

@@ -191,6 +191,15 @@ def test_secure_aggregation_is_refused_because_the_service_does_not_do_it(projec
     assert "SECURE-AGGREGATION.md" in problem["detail"]
 
 
+def test_agreement_is_refused_because_the_service_does_not_measure_it(project):
+    asked = {"name": "pooled", "model_id": make_model(project).id}
+    asked["settings"] = {"policy": {"pooled": 1.0}}
+    problem = refused(project.owner.post("/v1/runs", asked), 422, "pooled_prototype")
+    assert "policy.pooled" in problem["detail"]
+    asked["settings"] = {"arms": {"policies": [{"name": "a"}, {"name": "b", "pooled": 2}]}}
+    refused(project.owner.post("/v1/runs", asked), 422, "pooled_prototype")
+
+
 def test_another_noise_key_than_the_run_began_with_is_refused(project):
     manifest = PrivateRun(project).play().manifest()
     other = base64.b64encode(bytes(range(32))).decode()
