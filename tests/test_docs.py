@@ -119,3 +119,13 @@ def test_the_table_of_what_masks_tell_is_the_newest_that_was_measured():
     (line,) = [each for each in newest(map(json.loads, lines)) if each["bench"] == "probe"]
     _, _, rest = (DOCS / "PRIVACY.md").read_text().partition("<!-- probe: begin -->\n")
     assert rest.partition("<!-- probe: end -->")[0].strip() == table(line)
+
+
+def test_the_table_of_what_attacks_do_is_the_newest_that_was_measured():
+    from bench import attacks  # imports torch
+
+    lines = (DOCS / "bench-results.jsonl").read_text().splitlines()
+    (line,) = [each for each in newest(map(json.loads, lines)) if each["bench"] == "attacks"]
+    assert line["form"] == "full"
+    _, _, rest = attacks.PAGE.read_text().partition(attacks.BEGIN)
+    assert rest.partition(attacks.END)[0] == attacks.table(line)
