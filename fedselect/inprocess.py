@@ -171,8 +171,10 @@ class Client:
 
     def _told(self, coordinator: Coordinator, settings: RunSettings) -> PersonalState | None:
         """The state; if it is to choose a mask by it, with what the version says of agreement."""
-        policy, found = settings.policy, coordinator.dissent()
-        if found is None or not policy.due(self.participations):
+        policy = settings.policy
+        chooses = policy.pooled is not None and policy.due(self.participations)
+        found = coordinator.dissent() if chooses else None
+        if found is None:
             return self._state
         state = self.final_state(coordinator.values, settings)
         return replace(state, evidence=state.evidence.with_terms(DISSENT, found))
