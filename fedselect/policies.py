@@ -18,7 +18,7 @@ from fedselect.disclosure import Disclosure
 from fedselect.errors import SettingsError
 from fedselect.influence import Influence
 from fedselect.policy import Policy, Settings, later
-from fedselect.privacy import Dp, Privacy, Secure, contradiction
+from fedselect.privacy import Dp, Privacy, Secure, contradiction, exposed
 from fedselect.scalars import Real, Whole
 
 __all__ = [
@@ -301,7 +301,7 @@ class RunSettings(Settings):
 
     def warnings(self, clients: int | None = None) -> list[str]:
         """Settings that are allowed but rarely meant; ``clients`` may take part, if it is known."""
-        found = []
+        found = exposed(self)
         if self.round.goal < 2 * self.round.min_contributors:
             found.append(
                 f"goal {self.round.goal} is below 2 × min_contributors "

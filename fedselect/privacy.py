@@ -114,6 +114,24 @@ def contradiction(settings: RunSettings) -> str | None:
     return None if settings.privacy.dp is None else _unbounded(settings)
 
 
+def exposed(settings: RunSettings) -> list[str]:
+    """Where a number that is published may be a single client's, in words."""
+    if settings.privacy.dp is not None:
+        return []
+    found, rules = [], settings.influence
+    if settings.round.min_contributors == 1:
+        found.append(
+            "min_contributors is 1: what a single client shares of an element is published as it is"
+        )
+    if settings.round.weighting == "examples" and (rules is None or not rules.share_cap):
+        found.append(
+            "with round.weighting examples, a client with most of the examples is most of the mean "
+            "at every element, however many share it: influence.share_cap keeps it to 1 / "
+            "min_contributors"
+        )
+    return found
+
+
 def _unblindable(settings: RunSettings) -> str | None:
     """What needs single updates, or other index sets than rows and tensors."""
     by_elements = (

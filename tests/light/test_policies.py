@@ -16,6 +16,7 @@ from fedselect.masks import Mask
 from fedselect.policies import (
     LATE,
     PRESETS,
+    Influence,
     Policy,
     RoundPolicy,
     RunSettings,
@@ -319,6 +320,20 @@ def test_a_goal_below_twice_k_warns():
     assert RunSettings(round=RoundPolicy(goal=4)).warnings() == []
     (warning,) = RunSettings(round=RoundPolicy(goal=3)).warnings()
     assert "stay frozen" in warning
+
+
+def test_where_a_number_may_be_a_single_clients_it_is_said():
+    for weighting in ("uniform", "examples"):
+        alone = RoundPolicy(goal=4, min_contributors=1, weighting=weighting)
+        texts = RunSettings(round=alone).warnings()
+        assert len(texts) == 1 + (weighting == "examples")
+        assert "published as it is" in texts[0]
+    heavy = RunSettings(round=RoundPolicy(goal=4, weighting="examples"))
+    (text,) = heavy.warnings()
+    assert "influence.share_cap" in text
+    assert heavy.model_copy(update={"influence": Influence()}).warnings() == []
+    uncapped = heavy.model_copy(update={"influence": Influence(share_cap=False)})
+    assert uncapped.warnings() == [text]
 
 
 # --- bounds ------------------------------------------------------------------------------------
