@@ -42,6 +42,8 @@ def main() -> None:
     os.chdir("/")
     for limit, most in LIMITS:
         resource.setrlimit(limit, (most, most))
+    _limit(resource.RLIMIT_AS, MEMORY)
+    mmap.mmap(-1, MEMORY // 2).close()  # where there is not even that, no file is to blame
     while order := _frame(source):
         try:
             verdict = judge(json.loads(order), source)

@@ -44,6 +44,10 @@ MALADIES = {  # a program in place of the judge, and what is said of it
     "reads nothing": ("import time; time.sleep(600)", "took too long"),
     "babbles": (SAY % ("x" * 99), "answer that is too long"),
     "tells no JSON": (SAY % r"\0\0\0\1{\0\0\0\0", "answer that is none"),
+    "has no room of its own": (
+        "from workers import judge; import mmap; full = mmap.mmap(-1, judge.MEMORY); judge.main()",
+        "ended .exit status 1",
+    ),
     "finds no memory at the host": (
         "import resource; from workers import judge; limit = (judge.MEMORY, judge.MEMORY); "
         "resource.setrlimit(resource.RLIMIT_AS, limit); "
