@@ -201,7 +201,7 @@ def suspend_client(client: Client, client_id: Id) -> ClientInfo:
 
 @command(clients, "activate")
 def activate_client(client: Client, client_id: Id) -> ClientInfo:
-    """Let a suspended client in again."""
+    """Let a suspended client in again; what it was suspended for is forgiven."""
     return client.activate_client(client_id)
 
 
