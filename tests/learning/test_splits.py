@@ -15,9 +15,9 @@ from fedselect.simulate import simulate
 from fedselect.tasks import EXAMPLES, client_tasks, example_clients
 from fedselect.tasks.changes import Change, worlds
 from fedselect.tasks.datasets import Dataset, save
-from fedselect.tasks.federations import FEDERATIONS, dealt, split_tasks
+from fedselect.tasks.federations import FEDERATIONS, SplitTask, dealt, split_tasks
 from fedselect.tasks.sources import open_dataset
-from fedselect.tasks.splits import Split, deal, read_manifest
+from fedselect.tasks.splits import ClientRows, Split, deal, read_manifest
 
 
 def dataset(rows=1200, classes=6, *, groups=None, held_out=None, name="made"):
@@ -293,6 +293,20 @@ def test_clients_see_their_own_world():
         assert called.tolist() == [
             rows.change.labels[c] if rows.change.labels else c for c in labels
         ]
+
+
+def test_images_reach_the_network_from_minus_one_to_one_and_a_negative_is_minus_x():
+    images = np.random.default_rng(0).integers(0, 256, (2, 4, 4), dtype=np.uint8)
+    images[0, 0, :2] = 0, 255
+    pictures = Dataset("pictures", images, np.array([0, 1]))
+    plain, inverted = (
+        SplitTask(pictures, ClientRows(train=(0,), test=(1,), change=change), seed=0)
+        for change in (Change(), Change(inverted=True))
+    )
+    inputs, negatives = plain._train[0], inverted._train[0]
+    assert inputs[0, 0, :2].tolist() == [-1, 1]
+    torch.testing.assert_close(negatives, -inputs)
+    torch.testing.assert_close(plain._test[0][0], torch.tensor(images[1] / 127.5 - 1).float())
 
 
 def test_every_federation_is_an_example_of_as_many_clients():
