@@ -45,6 +45,7 @@ bench: $(READY)  ## speed, as ratios against named references; QUICK=1 (small, d
 study: $(READY)  ## policies over splits and seeds, resumable, into docs/STUDY.md; QUICK=1 (three on three, docs unchanged) ONLY=split-or-policy MINUTES=number
 ifeq ($(QUICK),)
 	$(BIN)/fedselect study docs/study/full.toml --results docs/study/results --page docs/STUDY.md --golden tests/golden/study.json $(addprefix --only ,$(ONLY)) $(if $(MINUTES),--minutes $(MINUTES))
+	$(BIN)/fedselect study docs/study/stability.toml --results docs/study/stability --page docs/STUDY.md --golden tests/golden/study.json $(addprefix --only ,$(ONLY)) $(if $(MINUTES),--minutes $(MINUTES))
 else
 	$(BIN)/fedselect study docs/study/quick.toml --results .study/quick --golden tests/golden/study.json $(addprefix --only ,$(ONLY)) $(if $(MINUTES),--minutes $(MINUTES))
 endif

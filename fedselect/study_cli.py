@@ -56,7 +56,7 @@ def study(
     else:
         write_page(report, page)
         typer.echo(f"{len(found)} results are in {page}")
-    if figures is not None:
+    if figures is not None and plan.batch_orders == 1:
         _print_checks(check(figures, found))
 
 

@@ -33,6 +33,8 @@ class Report:
     def sections(self, plots: str | None = None) -> str:
         """Everything as Markdown; ``plots`` is the folder, as the page sees it, of the plots."""
         found = rows(self.grid, self.results)
+        if self.grid.batch_orders > 1:  # it asks what is chosen, not what that brings
+            return "\n\n".join([_head(self.grid, self.results), *_masks(found, self.golden)])
         parts = [_head(self.grid, self.results)]
         compared = differences(self.grid, self.results)
         drawings = self.drawings() if plots else {}
@@ -46,7 +48,7 @@ class Report:
                 drawn = f"{split.name}.svg" in drawings
                 parts += [f"![differences on {split.name}]({plots}/{split.name}.svg)"] * drawn
         parts += list(_ranking(self.grid, self.results))
-        parts += list(_masks(found))
+        parts += list(_masks(found, self.golden))
         if self.golden is not None:
             parts += list(_golden(self.golden, self.results, found))
         return "\n\n".join(parts)
@@ -222,7 +224,7 @@ def _ranking(grid: Grid, results: Sequence[Result]) -> Iterator[str]:
 # --- masks and golden figures ---------------------------------------------------------------------
 
 
-def _masks(found: Sequence[Row]) -> Iterator[str]:
+def _masks(found: Sequence[Row], golden: Golden | None = None) -> Iterator[str]:
     shown = [row for row in found if row.kept is not None or row.again is not None]
     if not shown:
         return
@@ -232,12 +234,14 @@ def _masks(found: Sequence[Row]) -> Iterator[str]:
         "chance two masks with a share f of all elements have f / (2 − f)."
     )
     head = (
-        "| split | policy | successive rounds | two orders | two clients | gated |\n"
-        "|---|---|---|---|---|---|"
+        "| split | policy | successive rounds | two orders | golden | two clients | gated |\n"
+        "|---|---|---|---|---|---|---|"
     )
+    stable = {} if golden is None else {(g.split, g.policy): g.jaccard for g in golden.stability}
     lines = [
         f"| {row.split} | `{row.policy}` | {_index(row.kept)} | {_index(row.again)} | "
-        f"{_index(row.others)} | {_share(row.gated)} |"
+        f"{_index(stable.get((row.split, row.policy)))} | {_index(row.others)} | "
+        f"{_share(row.gated)} |"
         for row in shown
     ]
     yield "\n".join([head, *lines])

@@ -543,6 +543,22 @@ def test_the_page_keeps_what_a_person_wrote(tmp_path):
         write_page(full_report(), page)
 
 
+def test_a_study_of_orders_shows_masks_alone_beside_the_golden_ones():
+    study = grid("fisher", "random", batch_orders=3)
+    stable = result("fisher", 0, [80, 70]).model_copy(update={"again": 0.71, "others": 0.3})
+    golden = Golden(
+        source="one",
+        seeds=7,
+        cells=(),
+        differences=(),
+        stability=({"split": "few", "policy": "fisher", "jaccard": 0.69},),
+    )
+    text = Report(study, [stable], golden).sections()
+    assert "| few | `fisher` | – | 0.71 | 0.69 | 0.30 | 0.00 |" in text
+    assert "worst client" not in text
+    assert "| 0.71 | – | 0.30 |" in Report(study, [stable]).sections()
+
+
 def test_a_page_shows_two_studies_and_keeps_their_plots_apart(tmp_path):
     page = tmp_path / "SEARCH.md"
     report = full_report()
