@@ -20,7 +20,7 @@ from app.wiring import Coordinator
 
 from .fuzz import ROLES, fuzz, prepare
 
-SECONDS = 11  # for each role
+SECONDS = (11, 22, 44, 88)  # for each role: more where the machine is too busy for enough calls
 
 
 @pytest.fixture(scope="module")
@@ -48,9 +48,11 @@ def test_no_call_breaks_what_is_described(
 ) -> None:
     project = make_project(core, api)
     world = prepare(project, role, partial(drain, project))
-    found = fuzz(
-        url, world, tmp_path / role, role=role, seed=7, options=["--max-time", str(SECONDS)]
-    )
+    for seconds in SECONDS:
+        options = ["--max-time", str(seconds)]
+        found = fuzz(url, world, tmp_path / f"{role}-{seconds}", role=role, seed=7, options=options)
+        if found.failures or (found.calls > 100 and found.with_status("2") > 10):
+            break
     assert not found.failures, "\n".join(found.failures)
     assert found.with_status("5") == 0
     assert found.calls > 100
