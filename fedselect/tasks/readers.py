@@ -1,8 +1,9 @@
 """What is in the files of each known data set, as a :class:`Dataset`.
 
 Owns their formats. Whoever calls has checked that the files are the ones that are meant
-(``sources``); what one brings oneself is checked here. No statistic of the data is used for
-scaling, as no single site would know it: the constants are part of the definition.
+(``sources``); what one brings oneself is checked here. Scaling is by
+constants that are part of the definition, never by what the rows at hand happen to be: no single
+site would know the others'.
 """
 
 from __future__ import annotations
