@@ -46,7 +46,7 @@ def resembles(tx: Tx, round_id: UUID, sketch: bytes, rules: Influence) -> int | 
 def has_room(tx: Tx, run: Run, current: Round, client_id: UUID) -> bool:
     """Whether the round takes one more client of this one's group.
 
-    Without a lock of the run the answer may be out of date: whoever gives a place asks again under it.
+    Without a lock of the run the answer may be out of date: who gives a place asks under it.
 
     Clients without a tag of the kind are one group together, so that leaving it out wins nothing.
     A place that was declined or not used in time is free again.
