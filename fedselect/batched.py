@@ -12,8 +12,11 @@ choosing masks apart.
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from operator import attrgetter
 from typing import Any
 
 import numpy as np
@@ -37,6 +40,7 @@ from fedselect.training import TorchLearner
 
 ABREAST = 256  # clients in one stack, whose batches of a round are in memory together
 CLOSE = 1e-3  # how far a first step may be from the client's own, as a part of its longest move
+SHAPE = attrgetter("shape")
 Rows = list[int]
 Grads = Mapping[str, Tensor]
 
@@ -62,6 +66,20 @@ class Lesson:
     start: FloatVector
     steps: list[tuple[Tensor | None, Batch]]
     window: Window
+
+
+@contextmanager
+def _uncollected() -> Iterator[None]:
+    """Keep Python's garbage collector still, which thousands of batches would wake: it walks over
+    all that torch has loaded, for a third of a training's time, and finds nothing to free.
+    """
+    was = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was:
+            gc.enable()
 
 
 class _Loss(nn.Module):
@@ -126,6 +144,7 @@ class Together:
 
     # --- trainings -------------------------------------------------------------------------------
 
+    @_uncollected()
     def _participate(self, jobs: Sequence[Job], base: FloatVector) -> dict[str, Participation]:
         settings = self._settings
         begun = [job.learner.begin(job.state, base, settings) for job in jobs]
@@ -163,12 +182,10 @@ class Together:
         everything = Mask.full(self._space.dim)
         for number in range(1, max(budgets.values()) + 1):
             seed = derive_seed(self._settings, LOCAL_ONLY, number)
-            for names in _parts([name for name, budget in budgets.items() if budget >= number]):
-                lessons = [
-                    self._drawn(learners[n], theta[n], everything, settings, seed) for n in names
-                ]
-                trained = self._train(lessons, settings)
-                theta |= {n: found for n, (found, _) in zip(names, trained, strict=True)}
+            still = {name: learners[name] for name, budget in budgets.items() if budget >= number}
+            for part in _parts(list(still)):
+                starts = {name: (theta[name], everything, seed) for name in part}
+                theta |= self._trained(starts, still, settings)
         return theta
 
     def _finished(
@@ -181,16 +198,26 @@ class Together:
             return {n: s.theta if s.own is None else s.own for n, s in states.items()}
         settings = finishing(self._settings)
         found: dict[str, FloatVector] = {}
-        for names in _parts(sorted(states)):
-            lessons = []
-            for name in names:
+        for part in _parts(sorted(states)):
+            starts = {}
+            for name in part:
                 state = states[name]
                 seed = derive_seed(self._settings, FINE_TUNING, state.participations)
-                start = state.merge(base)
-                lessons.append(self._drawn(learners[name], start, state.mask, settings, seed))
-            trained = self._train(lessons, settings)
-            found |= {n: theta for n, (theta, _) in zip(names, trained, strict=True)}
+                starts[name] = state.merge(base), state.mask, seed
+            found |= self._trained(starts, learners, settings)
         return found
+
+    @_uncollected()
+    def _trained(
+        self,
+        starts: Mapping[str, tuple[FloatVector, Mask, int]],
+        learners: Mapping[str, TorchLearner],
+        settings: RunSettings,
+    ) -> dict[str, FloatVector]:
+        """The model of each client after one training, from where, with which mask and seed."""
+        lessons = [self._drawn(learners[n], *start, settings) for n, start in starts.items()]
+        trained = self._train(lessons, settings)
+        return {name: theta for name, (theta, _) in zip(starts, trained, strict=True)}
 
     # --- lessons ---------------------------------------------------------------------------------
 
@@ -199,8 +226,8 @@ class Together:
         learner: TorchLearner,
         start: FloatVector,
         mask: Mask,
-        settings: RunSettings,
         seed: int,
+        settings: RunSettings,
     ) -> Lesson:
         learner.task.batch_size = settings.training.batch_size
         with seeded(seed):
@@ -294,7 +321,7 @@ class Together:
         probe = without_others(self._settings).model_copy(update={"training": once})
         nothing = Mask.empty(self._space.dim)
         for part in _parts(learners):
-            lessons = [self._drawn(each, each.initial(), nothing, probe, 0) for each in part]
+            lessons = [self._drawn(each, each.initial(), nothing, 0, probe) for each in part]
             try:
                 found = self._train(lessons, probe)
             except RuntimeError as error:  # torch says in words what it cannot batch
@@ -382,8 +409,8 @@ def _alike(lessons: Sequence[Lesson], number: int) -> list[Rows]:
 
 
 def _shape(batch: Batch) -> tuple[Any, ...]:
-    if type(batch) is tuple and all(isinstance(each, Tensor) for each in batch):
-        return tuple(each.shape for each in batch)  # nearly always; and the rest is slow
+    if type(batch) is tuple and set(map(type, batch)) == {Tensor}:
+        return tuple(map(SHAPE, batch))  # nearly always; and the rest is slow
     return tuple(tensor.shape for tensor in tensors(batch))
 
 

@@ -30,7 +30,7 @@ from fedselect.scalars import Count, Real
 from fedselect.simulate import SimulatedRun
 from fedselect.space import Role
 from fedselect.study.grid import STUDY, Cell
-from fedselect.study.pretraining import federation
+from fedselect.study.pretraining import participants
 from fedselect.task import Batch, Task
 from fedselect.tasks import client_tasks
 from fedselect.training import TorchLearner
@@ -181,7 +181,7 @@ def _played(cell: Cell, cache: Path | None, *, order: int) -> tuple[SimulatedRun
     """One run of a cell, counted; ``order`` above 0 draws its batches otherwise."""
     where = {} if cache is None else {"cache": cache}
     every = client_tasks(cell.split.task, seed=cell.seed, **where)
-    plain, start = federation(cell, every)
+    plain, start = participants(cell, every)
     tasks = {name: Counted(task) for name, task in plain.items()}
     seed = cell.settings.seed + order * 2**32
     settings = cell.settings.model_copy(update={"seed": seed})

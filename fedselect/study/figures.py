@@ -19,7 +19,7 @@ from scipy.stats import t as student
 
 from fedselect.effects import LEVEL, gain
 from fedselect.study.cells import Result
-from fedselect.study.grid import Grid, Reading
+from fedselect.study.grid import Grid, Pair, Reading
 
 BASELINES = {"local": "training alone", "fedavg": "FedAvg with fine-tuning"}
 Verdict = Literal["higher", "lower", "not distinguishable", "one seed"]
@@ -101,12 +101,14 @@ def rows(grid: Grid, results: Iterable[Result]) -> list[Row]:
     return [_row(name, known) for name in names if name in known]
 
 
-def differences(grid: Grid, results: Iterable[Result]) -> list[Difference]:
-    """Every pair of the grid on every split where both have a seed in common."""
+def differences(
+    grid: Grid, results: Iterable[Result], pairs: Iterable[Pair] | None = None
+) -> list[Difference]:
+    """Every pair, those of the grid if None, on every split where both have a seed in common."""
     known = by_cell(results)
     found = [
         difference(known, split.name, pair.policy, pair.against, pair.reading)
-        for pair in grid.pairs
+        for pair in (grid.pairs if pairs is None else pairs)
         for split in grid.split
     ]
     return [each for each in found if each is not None]
@@ -114,34 +116,31 @@ def differences(grid: Grid, results: Iterable[Result]) -> list[Difference]:
 
 @dataclass(frozen=True)
 class Rank:
-    """A policy's means over splits, each in the better reading there; accuracies in percent."""
+    """A policy's mean over splits, each in the better reading there, over the seeds that ran on all
+    of them.
+    """
 
     policy: str
-    mean: float
-    worst: float
-    seeds: int
+    mean: Estimate
+    worst: Estimate
 
 
 def ranking(grid: Grid, results: Iterable[Result]) -> list[Rank]:
-    """The policies that have run on all splits of the grid's ranking, the best mean first.
-
-    ``seeds``: how many each has on the split where it has the fewest. Equals: in the grid's order.
+    """The policies with a seed that has run on all splits of the grid's ranking, the best mean
+    first. Equals: in the grid's order.
     """
-    found: dict[str, list[Row]] = {}
-    for row in rows(grid, results):
-        if row.split in grid.ranking:
-            found.setdefault(row.policy, []).append(row)
-    ranks = [
-        Rank(
-            name,
-            fmean(row.accuracy.mean for row in mine),
-            fmean(row.worst.mean for row in mine),
-            min(row.accuracy.count for row in mine),
-        )
-        for name, mine in found.items()
-        if len(mine) == len(grid.ranking)
-    ]
-    return sorted(ranks, key=lambda rank: -rank.mean)
+    known = by_cell(results)
+    found = []
+    for policy in grid.policy if grid.ranking else ():
+        mine = [known.get((split, policy.name), {}) for split in grid.ranking]
+        common = sorted(set.intersection(*map(set, mine)))
+        if common:
+            means, worst = (
+                [fmean(figure(seeds[s], better(seeds)) for seeds in mine) for s in common]
+                for figure in (_mean, _worst)
+            )
+            found.append(Rank(policy.name, estimate(means), estimate(worst)))
+    return sorted(found, key=lambda rank: -rank.mean.mean)
 
 
 def by_cell(results: Iterable[Result]) -> dict[tuple[str, str], dict[int, Result]]:

@@ -64,7 +64,7 @@ class GridPolicy(Settings):
 class Pair(Settings):
     """A difference to report: ``policy`` − ``against``, in one reading.
 
-    The policy ``*`` stands for each that no pair of the grid is against.
+    The policy ``*`` stands for each that no such pair of the grid is against.
     """
 
     policy: str
@@ -109,13 +109,21 @@ class Grid(Settings):
 
     @property
     def pairs(self) -> tuple[Pair, ...]:
-        """Every pair, each policy that ``*`` stands for with its own, one after the other."""
-        rivals = {pair.against for pair in self.pair}
-        others = [each.name for each in self.policy if each.name not in rivals]
-        fixed = [pair for pair in self.pair if pair.policy != ALL]
+        """Every pair."""
+        return (*self.named_pairs, *self.drawn_pairs)
+
+    @property
+    def named_pairs(self) -> tuple[Pair, ...]:
+        """The pairs without ``*``."""
+        return tuple(pair for pair in self.pair if pair.policy != ALL)
+
+    @property
+    def drawn_pairs(self) -> tuple[Pair, ...]:
+        """What ``*`` stands for, one policy after the other."""
         drawn = [pair for pair in self.pair if pair.policy == ALL]
-        fixed += [p.model_copy(update={"policy": name}) for name in others for p in drawn]
-        return tuple(fixed)
+        rivals = {pair.against for pair in drawn}
+        others = [each.name for each in self.policy if each.name not in rivals]
+        return tuple(p.model_copy(update={"policy": name}) for name in others for p in drawn)
 
     def cells(self) -> Iterator[Cell]:
         """Every combination, one seed after the other, so that a study can be stopped early."""

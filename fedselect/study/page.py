@@ -16,7 +16,7 @@ from fedselect.plots import Bar, intervals
 from fedselect.study.cells import Result
 from fedselect.study.figures import Difference, Estimate, Row, differences, ranking, rows
 from fedselect.study.golden import Check, Golden, check
-from fedselect.study.grid import ALL, Grid, GridSplit
+from fedselect.study.grid import Grid, GridSplit
 
 MOST_BARS = 40  # of a plot
 _SIGNS = {"higher": "gain", "lower": "loss"}
@@ -36,15 +36,18 @@ class Report:
         if self.grid.batch_orders > 1:  # it asks what is chosen, not what that brings
             return "\n\n".join([_head(self.grid, self.results), *_masks(found, self.golden)])
         parts = [_head(self.grid, self.results)]
-        compared = differences(self.grid, self.results)
+        shown = [
+            (_listed, differences(self.grid, self.results, self.grid.named_pairs)),
+            (_matrix, differences(self.grid, self.results, self.grid.drawn_pairs)),
+        ]
         drawings = self.drawings() if plots else {}
         for split in self.grid.split:
             mine = [row for row in found if row.split == split.name]
             if mine:
                 parts += [_split_head(split, mine), _table(self.grid, mine)]
-                between = [each for each in compared if each.split == split.name]
-                shown = _matrix if any(pair.policy == ALL for pair in self.grid.pair) else _listed
-                parts += [shown(between)] if between else []
+                for table, compared in shown:
+                    between = [each for each in compared if each.split == split.name]
+                    parts += [table(between)] if between else []
                 drawn = f"{split.name}.svg" in drawings
                 parts += [f"![differences on {split.name}]({plots}/{split.name}.svg)"] * drawn
         parts += list(_ranking(self.grid, self.results))
@@ -214,10 +217,12 @@ def _ranking(grid: Grid, results: Sequence[Result]) -> Iterator[str]:
         return
     yield (
         f"### Ranked by the mean over {', '.join(grid.ranking)}\n\nEach policy in its better "
-        "reading on each split; those that have run on all of them."
+        "reading on each split; seeds that have run on all of them."
     )
     head = "| policy | mean | worst client | seeds |\n|---|---|---|---|"
-    lines = [f"| `{r.policy}` | {r.mean:.2f} | {r.worst:.2f} | {r.seeds} |" for r in found]
+    lines = [
+        f"| `{r.policy}` | {_plain(r.mean)} | {_plain(r.worst)} | {r.mean.count} |" for r in found
+    ]
     yield "\n".join([head, *lines])
 
 
@@ -240,7 +245,8 @@ def _masks(found: Sequence[Row], golden: Golden | None = None) -> Iterator[str]:
     stable = {} if golden is None else {(g.split, g.policy): g.jaccard for g in golden.stability}
     lines = [
         f"| {row.split} | `{row.policy}` | {_index(row.kept)} | {_index(row.again)} | "
-        f"{_index(stable.get((row.split, row.policy)))} | {_index(row.others)} | "
+        f"{_index(None if row.again is None else stable.get((row.split, row.policy)))} | "
+        f"{_index(row.others)} | "
         f"{_share(row.gated)} |"
         for row in shown
     ]

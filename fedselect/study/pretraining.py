@@ -51,7 +51,9 @@ class Pooled(Task):
         return self._first.roles()
 
 
-def federation(cell: Cell, tasks: Mapping[str, Task]) -> tuple[dict[str, Task], FloatVector | None]:
+def participants(
+    cell: Cell, tasks: Mapping[str, Task]
+) -> tuple[dict[str, Task], FloatVector | None]:
     """The clients that take part, and the model (D,) that all policies start from; None: their own.
 
     Raises:

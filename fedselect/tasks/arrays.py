@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from fedselect.errors import FedSelectError
 from fedselect.task import Task
 
+GATHERED = 8  # batches copied out of the examples by one call, since single ones cost their calls
 IntVector = npt.NDArray[np.int64]
 Examples = tuple[npt.NDArray[np.floating[Any]], IntVector]
 
@@ -46,8 +47,9 @@ class ArrayTask(Task):
     def train_batches(self) -> Iterator[tuple[Tensor, Tensor]]:
         """One shuffled pass; the last batch may be smaller."""
         inputs, labels = self._train
-        for rows in torch.split(torch.randperm(len(labels)), self.batch_size):
-            yield inputs.index_select(0, rows), labels.index_select(0, rows)
+        for rows in torch.split(torch.randperm(len(labels)), GATHERED * self.batch_size):
+            block = inputs.index_select(0, rows), labels.index_select(0, rows)
+            yield from zip(*(torch.split(part, self.batch_size) for part in block), strict=True)
 
     def eval_batches(self) -> Iterator[tuple[Tensor, Tensor]]:
         """The held-out examples in batches of 500."""

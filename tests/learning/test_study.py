@@ -27,7 +27,7 @@ from fedselect.study.figures import (
 from fedselect.study.golden import Golden, check, read_golden
 from fedselect.study.grid import Grid, GridPolicy, GridSplit, Pair, read_grid
 from fedselect.study.page import Report, marks, write_page
-from fedselect.study.pretraining import federation
+from fedselect.study.pretraining import participants
 from fedselect.study.runner import read_results, run_grid
 from fedselect.tasks import client_tasks
 
@@ -149,22 +149,22 @@ def test_all_policies_start_from_one_model_of_clients_who_take_no_part():
     tasks = client_tasks("digits-mixed", seed=0)
     starts = []
     for name in ("fedavg", "fedbabu", "ditto", "fedrep"):
-        inside, start = federation(only(pretrained(name)), tasks)
+        inside, start = participants(only(pretrained(name)), tasks)
         starts.append(start)
         assert len(inside) == len(tasks) - 4
     for start in starts[1:]:
         np.testing.assert_array_equal(start, starts[0])
-    other, another = federation(only(pretrained("fedavg", seeds=(1,))), tasks)
+    other, another = participants(only(pretrained("fedavg", seeds=(1,))), tasks)
     assert other.keys() != inside.keys()
     assert (another != starts[0]).any()
-    everybody, none = federation(only(grid("fedavg")), tasks)
+    everybody, none = participants(only(grid("fedavg")), tasks)
     assert (everybody, none) == (tasks, None)
 
 
 def test_a_cell_starts_there_and_counts_its_own_steps_only():
     plain = only(pretrained("local"))
     found = run_cell(plain)
-    inside, start = federation(plain, client_tasks("digits-mixed", seed=0))
+    inside, start = participants(plain, client_tasks("digits-mixed", seed=0))
     assert found.clients == tuple(inside)
     assert found.steps == 8
     run = SimulatedRun(inside, plain.settings, start=start)
@@ -400,7 +400,7 @@ def test_the_search_is_bounded_and_compares_with_what_it_has_to_beat():
     search = read_grid(ROOT / "docs" / "study" / "search.toml")
     rivals = {"random-30", "share-then-local", "fedper", "ditto"}
     assert len(search.policy) <= 60
-    pairs = {(pair.policy, pair.against) for pair in search.pairs}
+    pairs = {(pair.policy, pair.against) for pair in search.drawn_pairs}
     names = {policy.name for policy in search.policy}
     assert pairs == {(name, rival) for name in names - rivals for rival in rivals}
 
@@ -412,7 +412,7 @@ def test_leaders_are_confirmed_as_they_were_searched_on_seeds_nobody_has_seen():
     assert not set(search.seeds) & set(confirm.seeds)
     searched = {policy.name: policy for policy in search.policy}
     assert all(policy == searched[policy.name] for policy in confirm.policy)
-    rivals = {pair.against for pair in search.pair}
+    rivals = {pair.against for pair in search.drawn_pairs}
     assert rivals <= {policy.name for policy in confirm.policy}
     assert len(confirm.policy) <= len(rivals) + 3
     ranked = [split for split in search.split if split.name in search.ranking]
@@ -457,16 +457,20 @@ def test_policies_are_ranked_by_their_mean_over_the_splits_of_the_ranking():
         result("local", 0, [70, 60], [90, 100], split="b"),
         result("fedavg", 0, [90, 90], split="a"),
         result("fedavg", 0, [60, 70], split="b"),
+        result("fedavg", 1, [80, 90], split="a"),
         result("fedavg", 1, [60, 70], split="b"),
+        result("fedavg", 2, [0, 0], split="b"),
         result("fedper", 0, [100, 100], split="a"),
         result("local", 0, [0, 0], split="aside"),
     ]
     found = ranking(study, results)
-    assert [(r.policy, r.mean, r.worst, r.seeds) for r in found] == [
-        ("fedavg", 77.5, 75, 1),
+    assert [(r.policy, r.mean.mean, r.worst.mean, r.mean.count) for r in found] == [
+        ("fedavg", 76.25, 72.5, 2),
         ("local", 75, 70, 1),
     ]
-    assert "| `fedavg` | 77.50 | 75.00 | 1 |" in Report(study, results).sections()
+    page = Report(study, results).sections()  # t(0.975, 1) = 12.706; sd 1.768 and 3.536
+    assert "| `fedavg` | 76.2 ± 15.9 | 72.5 ± 31.8 | 2 |" in page
+    assert "| `local` | 75.0 | 70.0 | 1 |" in page
 
 
 @pytest.mark.parametrize(
@@ -571,6 +575,7 @@ def test_a_page_shows_two_studies_and_keeps_their_plots_apart(tmp_path):
             "pair": (
                 Pair(policy="*", against="local", reading="pre"),
                 Pair(policy="*", against="local"),
+                Pair(policy="local", against="fedselect"),
             ),
         }
     )
@@ -579,6 +584,7 @@ def test_a_page_shows_two_studies_and_keeps_their_plots_apart(tmp_path):
     text = page.read_text()
     assert "+12.5 ± 0.0 | **higher**" in text[first:then]
     assert "| `fedselect` | **+12.5 ± 0.0**; **+15.0 ± 0.0** |" in text[then:last]
+    assert "| `local` − `fedselect` | better | -" in text[then:last]
     assert "study/plots/again/few.svg" in text[then:last]
     write_page(report, page)
     assert page.read_text() == text
