@@ -162,11 +162,11 @@ class Together:
         second = [theta for theta, _ in self._train(own, settings)]
         found = {}
         for i, (theta, squares) in enumerate(self._train(main, settings)):
-            job, state = jobs[i], begun[i][0]
+            job, state, start = jobs[i], begun[i][0], main[i].start
             if squares is not None:
                 told = state.evidence.with_terms(SQUARED_GRADIENT, squares, len(main[i].steps))
                 state = replace(state, evidence=told)
-            done = Trained(theta, second[i] if second else None, examples[i])
+            done = Trained(start, theta, second[i] if second else None, examples[i])
             found[job.name] = conclude(
                 state, done, policy=settings.policy, space=self._space, seed=job.seed
             )

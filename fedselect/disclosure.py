@@ -54,6 +54,19 @@ class Disclosure(Settings):
         # Ten digits: 3 · 0.1 is told as 0.3.
         return min(round(self.round_scores * math.floor(value / self.round_scores + 0.5), 10), most)
 
+    def part(self, share: float, total: int) -> int:
+        """How many of ``total`` examples a share (0 to 1) of them is told as."""
+        return round(self.number(share, 1) * total)
+
+    def part_from(self, least: int, total: int) -> int:
+        """The smallest number of ``total`` examples that is told and not below ``least``, which is
+        at most ``total``.
+        """
+        near = self.part(least / total, total)
+        if near >= least or self.round_scores is None:
+            return max(near, least)
+        return self.part(least / total + self.round_scores, total)
+
     def count(self, value: int) -> int:
         """A number of examples as it may be told; never 0 of some."""
         step = self.round_counts

@@ -53,7 +53,7 @@ class ScoreReport(Request):
         total = rule.count(self.total)
 
         def share(count: int) -> int:
-            return round(rule.number(count / self.total, 1) * total)
+            return rule.part(count / self.total, total)
 
         return ScoreReport(
             correct=share(self.correct),
@@ -62,13 +62,14 @@ class ScoreReport(Request):
             both=None if self.both is None else min(share(self.both), share(self.correct)),
         )
 
-    def beside(self, whole: ScoreReport | None) -> ScoreReport:
+    def beside(self, whole: ScoreReport | None, rule: Disclosure) -> ScoreReport:
         """These numbers with ``both`` as rounded counts of ``whole``, beside them, allow."""
         if self.both is None or whole is None:
             return self
-        least = self.correct + whole.correct - self.total
-        both = min(self.correct, whole.correct, max(self.both, least))
-        return self.model_copy(update={"both": both})
+        both, least = self.both, self.correct + whole.correct - self.total
+        if both < least:
+            both = rule.part_from(least, self.total)
+        return self.model_copy(update={"both": min(self.correct, whole.correct, both)})
 
 
 class EvaluationReport(Request):
@@ -142,7 +143,7 @@ class EvaluationReport(Request):
         scores = {name: score.rounded(rule) for name, score in kept.scores.items()}
         post = scores.get("post")
         changes = {
-            "scores": {name: score.beside(post) for name, score in scores.items()},
+            "scores": {name: score.beside(post, rule) for name, score in scores.items()},
             "personal_share": rule.number(kept.personal_share, 1),
             "divergence": None if kept.divergence is None else rule.number(kept.divergence, 2),
             "labels": kept.labels and {n: rule.count(c) for n, c in kept.labels.items()},

@@ -19,6 +19,7 @@ from fedselect.space import FloatVector
 SQUARED_GRADIENT = "squared_gradient"  # a term for each gradient step
 DRIFT = "drift"  # own trained model − the shared one that it met next; a term each participation
 SQUARED_DRIFT = "squared_drift"
+OWN_MOVE = "own_move"  # |own trained model − the one that training started from|; likewise
 DISSENT = "dissent"  # 1 − agreement of all clients, told by the coordinator (``agreement``); a term
 _SUM, _TRAINED, _SHARED = "sum.", "pair.trained.", "pair.shared."
 

@@ -101,7 +101,7 @@ class AblationReport(Request):
         whole = kept.whole.rounded(rule)
 
         def told(score: ScoreReport | None) -> ScoreReport | None:
-            return score and score.rounded(rule).beside(whole)
+            return score and score.rounded(rule).beside(whole, rule)
 
         tensors = [t.model_copy(update={"score": told(t.score)}) for t in kept.tensors]
         changes = {"whole": whole, "without": told(kept.without), "tensors": tensors}

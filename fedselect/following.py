@@ -6,13 +6,13 @@ Owns the step from a trained model to the state after it. Must not train, or kno
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy.typing as npt
 
 from fedselect.choices import following as following_choices
-from fedselect.gathering import left
+from fedselect.gathering import left, trained
 from fedselect.personal import Participation, PersonalState
 from fedselect.policies import Policy
 from fedselect.selection import next_mask
@@ -21,10 +21,11 @@ from fedselect.space import FloatVector, ParameterSpace
 
 @dataclass(frozen=True)
 class Trained:
-    """What a training gave: ``theta`` (D,), the second local model ``own`` (D,) if there is one,
-    how many examples there are, and integer buffers by name.
+    """What a training made of ``start`` (D,): ``theta`` (D,), and the second local model ``own``
+    (D,) if there is one; how many examples there are, and integer buffers by name.
     """
 
+    start: FloatVector
     theta: FloatVector
     own: FloatVector | None
     examples: int
@@ -41,6 +42,7 @@ def conclude(
         TrainingError: a score is not finite.
     """
     theta = done.theta
+    state = replace(state, evidence=trained(policy, state, done.start, theta))
     mask, reference = next_mask(policy, state, theta=theta, space=space, seed=seed)
     following = PersonalState(
         participations=state.participations + 1,

@@ -12,7 +12,14 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from fedselect.evidence import DRIFT, NOTHING, SQUARED_DRIFT, SQUARED_GRADIENT, Evidence
+from fedselect.evidence import (
+    DRIFT,
+    NOTHING,
+    OWN_MOVE,
+    SQUARED_DRIFT,
+    SQUARED_GRADIENT,
+    Evidence,
+)
 from fedselect.holdout import Fold
 from fedselect.moves import Trainable
 from fedselect.personal import PersonalState
@@ -94,6 +101,15 @@ def met(policy: Policy, state: PersonalState, base: FloatVector) -> Evidence:
     if policy.gate != "none" and policy.gathers(now - 1):
         evidence = evidence.with_pair(state.theta, base)
     return evidence
+
+
+def trained(
+    policy: Policy, state: PersonalState, start: FloatVector, theta: FloatVector
+) -> Evidence:
+    """The evidence once ``start`` (D,) has been trained to ``theta`` (D,)."""
+    if OWN_MOVE not in wanted(policy, state.participations):
+        return state.evidence
+    return state.evidence.with_terms(OWN_MOVE, np.abs(theta - start))
 
 
 def left(policy: Policy, state: PersonalState) -> Evidence:

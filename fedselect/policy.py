@@ -69,8 +69,8 @@ class Policy(Settings):
     personal: Literal["learned", "none", "all", "head", "body", "norm"] = "learned"
     score: str = Field(
         "delta",
-        description="What ranks the elements: |θ − reference|, squared gradients, what it costs to "
-        "be overwritten, or chance as the control.",
+        description="What ranks the elements: |θ − reference|, how far own training moves them, "
+        "squared gradients, what it costs to be overwritten, or chance as the control.",
         json_schema_extra={"enum": list(SCORES)},
     )
     growth: Real = Field(0.05, ge=0, le=1, description="p: share of the still shared elements.")

@@ -15,7 +15,15 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from fedselect.evidence import DISSENT, DRIFT, NOTHING, SQUARED_DRIFT, SQUARED_GRADIENT, Evidence
+from fedselect.evidence import (
+    DISSENT,
+    DRIFT,
+    NOTHING,
+    OWN_MOVE,
+    SQUARED_DRIFT,
+    SQUARED_GRADIENT,
+    Evidence,
+)
 from fedselect.space import FloatVector, Slot
 
 REFERENCE = "reference"  # needed by a score that looks at :attr:`Seen.reference`
@@ -92,6 +100,17 @@ def delta(seen: Seen, slot: Slot) -> Ranks:
     code has it. Δ holds the steps of several participations *and* the others' averages.
     """
     return seen.change(slot)
+
+
+@score("local_delta", OWN_MOVE)
+def local_delta(seen: Seen, slot: Slot) -> Ranks:
+    """Mean over participations of |θ − θ_start|: how far own training moves an element.
+
+    θ_start is the merged model that a participation's training begins with. Unlike Δ of ``delta``
+    it holds nothing of what the federation moves for everybody, which after a long time without a
+    choice is most of Δ. Source: the Δ of docs/STUDY.md's golden figures; our own.
+    """
+    return seen.mean(OWN_MOVE, slot)
 
 
 @score("fisher", SQUARED_GRADIENT)

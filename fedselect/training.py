@@ -83,12 +83,11 @@ class TorchLearner:
         state, window = self.begin(state, base, settings)
         with seeded(seed):
             own = self._train_own(state, base, settings)
-            theta = self._train(
-                state.merge(base), state.mask, state.buffers, settings=settings, window=window
-            )
+            start = state.merge(base)
+            theta = self._train(start, state.mask, state.buffers, settings=settings, window=window)
             examples = self.task.examples()
         state = replace(state, evidence=window.told(state.evidence))
-        done = Trained(theta, own, examples, self._integer_buffers())
+        done = Trained(start, theta, own, examples, self._integer_buffers())
         return conclude(state, done, policy=settings.policy, space=self.space, seed=seed)
 
     def begin(

@@ -73,6 +73,13 @@ def test_all_at_once_is_what_one_by_one_is_but_for_rounding(name):
     assert moved > 100 * CLOSE["atol"]  # so that standing still would be seen
 
 
+def test_own_moves_choose_the_same():
+    policy = Policy(score="local_delta", growth=0.1, start_round=2, interval=2, window=2)
+    alone, found = both(tasks(), settings("fedselect", policy=policy))
+    agree(alone, found)
+    assert all(state.mask.personal for state in found.states.values())
+
+
 def test_a_gate_judges_the_same():
     policy = Policy(score="fisher", fraction=0.3, start_round=4, gate="holdout", window=2)
     alone, found = both(tasks(), settings("fedselect", policy=policy))

@@ -622,6 +622,25 @@ def test_evidence_is_gathered_in_the_window_and_dropped_with_the_choice():
     assert learner.participate(None, base, settings=settings(), seed=0).state.evidence == NOTHING
 
 
+def test_own_moves_are_those_of_the_training_alone_and_choose_the_mask():
+    """What the federation moves, here by 10 in every element, is no part of them."""
+    learner, rule = TorchLearner(BlobTask(mlp)), fisher(score="local_delta")
+    state, base = None, learner.initial()
+    moves, masks = [], []
+    for number in range(4):
+        shared = base + 10 * (number % 2)
+        done = learner.participate(state, shared, settings=rule, seed=number)
+        moves.append(np.abs(done.theta - shared))
+        masks.append(done.state.mask.personal)
+        state = done.state
+        assert state.evidence.terms == ({"own_move": 1} if number == 2 else {})
+    score = (moves[2] + moves[3]) / 2
+    expected = np.zeros(learner.space.dim, dtype=bool)
+    expected[np.argsort(-score, kind="stable")[: int(0.02 * score.size)]] = True
+    assert masks[:3] == [0, 0, 0]
+    np.testing.assert_array_equal(state.mask.to_bool(), expected)
+
+
 def test_a_frozen_head_stays_and_is_tuned_at_the_end():
     learner = TorchLearner(BlobTask(mlp))
     rule = RunSettings(rounds=3, policy=preset("fedbabu"), training=Training(steps=4))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from fedselect.disclosure import Disclosure, at_least
@@ -37,6 +37,13 @@ def report(scores, **more):
 
 
 @given(pairs(), RULES)
+@example(
+    {
+        "post": {"correct": 40, "total": 61, "loss": 0.0, "both": 40},
+        "pre": {"correct": 40, "total": 61, "loss": 0.0, "both": 21},
+    },
+    Disclosure(round_scores=0.1, round_counts=2),
+)
 def test_a_report_stays_a_report_and_twice_is_as_once(scores, rule):
     settings = settings_of(rule)
     told = report(scores).disclosed(settings)

@@ -6,7 +6,14 @@ import numpy as np
 import pytest
 from pydantic import ValidationError
 
-from fedselect.evidence import DRIFT, NOTHING, SQUARED_DRIFT, SQUARED_GRADIENT, Evidence
+from fedselect.evidence import (
+    DRIFT,
+    NOTHING,
+    OWN_MOVE,
+    SQUARED_DRIFT,
+    SQUARED_GRADIENT,
+    Evidence,
+)
 from fedselect.policies import Policy
 from fedselect.scores import SCORES, Seen, score
 from fedselect.space import Kind, ParameterSpace, Role
@@ -28,6 +35,12 @@ def test_delta_is_the_size_of_the_change():
     np.testing.assert_array_equal(
         judged("delta", theta=(1, -2, 3), reference=(1, 1, 1)), vector(0, 3, 2)
     )
+
+
+def test_local_delta_is_the_mean_move_of_own_training():
+    evidence = NOTHING.with_terms(OWN_MOVE, vector(1, 0, 3)).with_terms(OWN_MOVE, vector(2, 0, 1))
+    found = judged("local_delta", evidence, theta=(9, 9, 9))
+    np.testing.assert_array_equal(found, vector(1.5, 0, 2))
 
 
 def test_fisher_is_the_mean_of_squared_gradients():
@@ -81,7 +94,9 @@ def test_a_new_score_is_one_function_and_one_registration():
         np.testing.assert_array_equal(judged("size", theta=(-3, 1, 2)), vector(3, 1, 2))
     finally:
         del SCORES["size"]
-    with pytest.raises(ValidationError, match="there is no score 'size'; there are delta, fisher"):
+    with pytest.raises(
+        ValidationError, match="there is no score 'size'; there are delta, local_delta, fisher"
+    ):
         Policy(score="size")
 
 

@@ -98,11 +98,12 @@ def test_a_preset_does_what_it_is_named_for_and_is_simulated_to_the_bit(name, pr
     "policy",
     [
         Policy(score="drift", scope="row", elements="all", growth=0.2, interval=2, window=2),
+        Policy(score="local_delta", growth=0.2, start_round=1, interval=2, window=2),
         Policy(direction="release", scope="global", growth=0.5, limit=0.1, interval=2),
         preset("fedper-late", start_round=4, window=2, gate="holdout", name="head-gate"),
         preset("fisher", start_round=3, window=2, fraction=0.2, personal_rate=3),
     ],
-    ids=["rows", "release", "gated head", "longer steps"],
+    ids=["rows", "own moves", "release", "gated head", "longer steps"],
 )
 def test_other_parts_fit_together_in_runs_of_deltas(policy, project, tmp_path):
     names = sorted(tasks())
