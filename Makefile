@@ -52,6 +52,7 @@ endif
 
 search: $(READY)  ## the search for a better rule, resumable, into docs/SEARCH.md; CONFIRM=1 (its leaders on fresh seeds) ONLY=split-or-policy MINUTES=number
 	$(BIN)/fedselect study docs/study/$(if $(CONFIRM),confirm,search).toml --results docs/study/search --page docs/SEARCH.md $(addprefix --only ,$(ONLY)) $(if $(MINUTES),--minutes $(MINUTES))
+	$(if $(CONFIRM),,$(BIN)/fedselect study docs/study/moves.toml --results docs/study/moves --page docs/SEARCH.md $(addprefix --only ,$(ONLY)) $(if $(MINUTES),--minutes $(MINUTES)))
 
 openapi: $(READY)  ## write docs/openapi.json and docs/pilot.schema.json anew; BREAKING=1 if it is to break clients
 	$(BIN)/python -m tests.contract $(if $(BREAKING),--breaking)

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from fedselect.study.golden import Check
-    from fedselect.study.grid import Cell
+    from fedselect.study.grid import Cell, Grid
 
 
 def register(app: typer.Typer) -> None:
@@ -48,6 +48,7 @@ def study(
 
     console = Console(stderr=True)
     plan = read_grid(grid)
+    _warn(console, plan, only or [])
     figures = None if golden is None else read_golden(golden)
     found = run_grid(plan, results, wanted=_wanted(only, minutes), told=_told(console))
     report = Report(plan, found, figures)
@@ -68,6 +69,15 @@ def _wanted(only: list[str] | None, minutes: float | None) -> Callable[[Cell], b
         return not late and (not only or bool({cell.split.name, cell.policy.name} & set(only)))
 
     return wanted
+
+
+def _warn(console: Console, plan: Grid, only: list[str]) -> None:
+    """Say which names are none of the grid's, so that nobody waits for what will not run."""
+    known = [split.name for split in plan.split] + [policy.name for policy in plan.policy]
+    unknown = [name for name in only if name not in known]
+    if unknown:
+        said = f"{plan.title} has no split or policy {', '.join(unknown)}; it has"
+        console.print(f"{said} {', '.join(known)}", highlight=False, soft_wrap=True)
 
 
 def _told(console: Console) -> Callable[[Cell, int, int], None]:

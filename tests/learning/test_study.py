@@ -605,6 +605,14 @@ def test_the_words_where_nothing_can_be_told():
     assert "not distinguishable" in Report(report.grid, results).sections()
 
 
+def test_a_name_that_the_grid_does_not_have_is_told(tmp_path):
+    words = ["study", ROOT / "docs" / "study" / "quick.toml", "--results", tmp_path]
+    words += ["--only", "wotch", "--only", "local", "--minutes", "0"]
+    said = CliRunner().invoke(build("study"), [str(word) for word in words])
+    assert said.exit_code == 0, said
+    assert "has no split or policy wotch; it has watch, " in said.stderr
+
+
 def test_the_quick_study_on_the_watch_comes_out_again(tmp_path):
     """What of `make study QUICK=1` needs no network: the natural split by person, one seed."""
     run = ["study", ROOT / "docs" / "study" / "quick.toml", "--results", tmp_path / "results"]
