@@ -14,10 +14,11 @@ from sqlalchemy import select
 from app import clients, jobs
 from app.db import Tx
 from app.tables import Assignment, Client, Round, Run, Transition, Update
-from fedselect.influence import Judgement, group_of, is_strike, suspended
+from fedselect.influence import Judgement, group_of, is_strike, standing, suspended
 from fedselect.lifecycle import AssignmentState
 from fedselect.likeness import cosine
 from fedselect.policies import Influence, RunSettings
+from fedselect.protocol import ClientConduct, RunConduct, Strike
 
 CONDUCT = "conduct"
 GIVEN_UP = [AssignmentState.DECLINED.value, AssignmentState.EXPIRED.value]
@@ -89,6 +90,34 @@ def judge(tx: Tx, lease: jobs.Lease) -> None:
         rules = rules_of(tx.session.get_one(Run, run_id))
         if rules and suspended(judged, rules, since=client.forgiven_at, now=tx.now):
             clients.suspend(tx, client, cause=f"strikes in run {run_id}")
+
+
+def standing_of(tx: Tx, client: Client) -> ClientConduct:
+    """Which strikes count against a client, in every run that counts them."""
+    judged = _judged(tx, client.id)
+    query = select(Run).where(Run.id.in_(judged)).order_by(Run.created_at, Run.id)
+    known = [(run, rules_of(run)) for run in tx.session.scalars(query)]
+    return ClientConduct(
+        client_id=client.id,
+        state=client.state,
+        forgiven_at=client.forgiven_at,
+        runs=[
+            RunConduct(
+                run_id=run.id,
+                run=run.name,
+                strikes=[
+                    Strike(round=each.round[0], reason=str(each.reason), at=each.at)
+                    for each in standing(
+                        judged[run.id], rules, since=client.forgiven_at, now=tx.now
+                    )
+                ],
+                limit=rules.strikes,
+                window=rules.strike_window,
+            )
+            for run, rules in known
+            if rules is not None and rules.strikes is not None
+        ],
+    )
 
 
 def _judged(tx: Tx, client_id: UUID) -> dict[UUID, list[Judgement]]:

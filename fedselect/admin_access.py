@@ -17,7 +17,7 @@ from pydantic import BaseModel
 from fedselect.client import Client
 from fedselect.personal import write_atomically
 from fedselect.profiles import Profile, Profiles, read_profiles, write_profiles
-from fedselect.protocol import ClientInfo, Enrolments
+from fedselect.protocol import ClientConduct, ClientInfo, Enrolments
 from fedselect.remote import PROFILES, AsJson, File, command, given, group, show, valid
 from fedselect.retention import Erasure
 from fedselect.tenancy import (
@@ -168,6 +168,12 @@ def list_clients(client: Client) -> Iterator[ClientInfo]:
 def show_client(client: Client, client_id: Id) -> ClientInfo:
     """Show one client."""
     return client.client(client_id)
+
+
+@command(clients, "conduct")
+def show_conduct(client: Client, client_id: Id) -> ClientConduct:
+    """Show which strikes count against a client, and how many suspend it."""
+    return client.client_conduct(client_id)
 
 
 @command(clients, "enrol")

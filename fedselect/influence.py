@@ -114,8 +114,8 @@ def is_strike(reason: str | None) -> bool:
     return reason is not None and not reason.startswith(EXCUSED)
 
 
-def strikes(judged: Iterable[Judgement]) -> Iterator[datetime]:
-    """When a client earned a strike in a run.
+def strikes(judged: Iterable[Judgement]) -> Iterator[Judgement]:
+    """What earned a client a strike in a run, the oldest first.
 
     Arms of a run go through the same rounds: a fault that shows in several of them is one. Updates
     that change nothing are none before the client has sent nothing else for ``IDLE_ROUNDS`` rounds.
@@ -135,7 +135,23 @@ def strikes(judged: Iterable[Judgement]) -> Iterator[datetime]:
             place = (each.round, 0)  # trying again in a round makes it no worse
         if place not in counted:
             counted.add(place)
-            yield each.at
+            yield each
+
+
+def standing(
+    judged: Iterable[Judgement],
+    rules: Influence,
+    *,
+    since: datetime | None,
+    now: datetime,
+) -> list[Judgement]:
+    """The strikes in a run that count now, the oldest first.
+
+    What was before ``since``, when an administrator last let the client in again, is forgiven.
+    """
+    begin = now - timedelta(seconds=rules.strike_window)
+    known = [each for each in judged if since is None or each.at > since]
+    return [each for each in strikes(known) if begin < each.at <= now]
 
 
 def suspended(
@@ -145,16 +161,10 @@ def suspended(
     since: datetime | None,
     now: datetime,
 ) -> bool:
-    """Whether what became of a client's updates in a run is enough to suspend it.
-
-    What was before ``since``, when an administrator last let it in again, is forgiven.
-    """
+    """Whether the strikes that count (:func:`standing`) are enough to suspend a client."""
     if rules.strikes is None:
         return False
-    begin = now - timedelta(seconds=rules.strike_window)
-    known = [each for each in judged if since is None or each.at > since]
-    found = sum(1 for at in strikes(known) if begin < at <= now)
-    return found >= rules.strikes
+    return len(standing(judged, rules, since=since, now=now)) >= rules.strikes
 
 
 def group_of(tags: Sequence[str], group: str) -> str | None:

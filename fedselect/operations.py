@@ -33,6 +33,7 @@ from fedselect.policies import MOST_ARMS
 from fedselect.protocol import (
     MOST_HELD,
     Answer,
+    ClientConduct,
     ClientInfo,
     Download,
     EnrolmentCreate,
@@ -262,6 +263,11 @@ class Operations:
     def client(self, client_id: UUID) -> Flow[ClientInfo]:
         """One registered client."""
         return self._get(f"/v1/clients/{client_id}", ClientInfo)
+
+    @operation
+    def client_conduct(self, client_id: UUID) -> Flow[ClientConduct]:
+        """Which strikes count against a client."""
+        return self._get(f"/v1/clients/{client_id}/conduct", ClientConduct)
 
     @operation
     def suspend_client(self, client_id: UUID) -> Flow[ClientInfo]:

@@ -87,6 +87,33 @@ class ClientInfo(Answer):
     last_seen_at: datetime | None = None
 
 
+class Strike(Answer):
+    """A refused update that counts against a client."""
+
+    round: int = Field(description="Number of the round.")
+    reason: str = Field(examples=["values_not_finite"])
+    at: datetime
+
+
+class RunConduct(Answer):
+    """A client's strikes in a run that counts them."""
+
+    run_id: UUID
+    run: str = Field(description="The run's name.")
+    strikes: list[Strike] = Field(description="Those that count now, the oldest first.")
+    limit: int = Field(description="So many suspend the client.")
+    window: float = Field(description="Seconds for which a strike counts.")
+
+
+class ClientConduct(Answer):
+    """Where a client stands in all runs that count strikes, the oldest run first."""
+
+    client_id: UUID
+    state: Literal["active", "suspended", "revoked"]
+    forgiven_at: datetime | None = Field(None, description="Strikes before it do not count.")
+    runs: list[RunConduct]
+
+
 class Registered(Answer):
     """The new client and its key, which is shown this one time."""
 

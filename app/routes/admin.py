@@ -8,7 +8,7 @@ from uuid import UUID
 
 from fastapi import APIRouter, Response
 
-from app import catalog, clients, commands, erasure, manifests, reports, runs, updates
+from app import catalog, clients, commands, conduct, erasure, manifests, reports, runs, updates
 from app.auth import Scope
 from app.db import Tx
 from app.routes import ROUND_STATE, RUN_STATE, problems
@@ -18,6 +18,7 @@ from fedselect.evaluations import Evaluation
 from fedselect.lifecycle import RunEvent
 from fedselect.manifestdocs import ManifestDocument
 from fedselect.protocol import (
+    ClientConduct,
     ClientInfo,
     EnrolmentCreate,
     Enrolments,
@@ -73,6 +74,17 @@ def get_client(client_id: UUID, response: Response, call: Call = READ) -> Client
     found = call.run(lambda tx: clients.info(clients.get(tx, call.who, client_id)))
     response.headers["ETag"] = _tag(found)
     return found
+
+
+@router.get(
+    "/clients/{client_id}/conduct",
+    operation_id="getClientConduct",
+    summary="See which strikes count against a client",
+    responses=problems(401, 403, 404),
+)
+def get_conduct(client_id: UUID, call: Call = READ) -> ClientConduct:
+    """By run, of those that suspend clients whose updates are refused too often."""
+    return call.run(lambda tx: conduct.standing_of(tx, clients.get(tx, call.who, client_id)))
 
 
 def _tag(client: ClientInfo) -> str:

@@ -46,7 +46,7 @@ def found(*judged: tuple[str | None, int, int]):
         Judgement(at, reason, round=(number, 1), attempt=attempt)
         for at, (reason, number, attempt) in zip(times, judged, strict=True)
     ]
-    return [times.index(at) for at in strikes(reversed(made))]
+    return [times.index(strike.at) for strike in strikes(reversed(made))]
 
 
 def test_arms_of_a_run_share_a_fault():

@@ -94,6 +94,7 @@ ALLOWED: dict[str, set[str]] = {
     "POST /v1/enrolments": HANDS,
     "GET /v1/clients": STAFF,
     "GET /v1/clients/{client_id}": STAFF,
+    "GET /v1/clients/{client_id}/conduct": STAFF,
     "POST /v1/clients/{client_id}/erase": {OWNER},
     "POST /v1/clients/{client_id}/{command}": HANDS,
     "POST /v1/models": HANDS,

@@ -203,15 +203,25 @@ def state_of(project, client):
     return ok(project.owner.get(f"/v1/clients/{client.id}"))["state"]
 
 
+def strikes_of(project, client):
+    """Why each strike that counts in the project's run was one."""
+    found = ok(project.owner.get(f"/v1/clients/{client.id}/conduct"))
+    assert (found["client_id"], found["state"]) == (str(client.id), state_of(project, client))
+    assert {(run["limit"], run["window"]) for run in found["runs"]} <= {(2, 7 * 86_400)}
+    return [strike["reason"] for run in found["runs"] for strike in run["strikes"]]
+
+
 def test_strikes_suspend_and_an_administrator_lets_in_again(project):
     model = make_model(project)
     rules = {"strikes": 2, "clip_norm": 1.0}
     make_run(project, model, rounds=3, goal=2, quorum=1, client_attempts=5, influence=rules)
     bad, good = make_clients(project, 2)
-    for state in ("active", "suspended"):
+    for number, state in enumerate(("active", "suspended"), start=1):
         fault(bad, model)
         drain(project)
         assert state_of(project, bad) == state
+        assert strikes_of(project, bad) == ["file_trailing"] * number
+    assert strikes_of(project, good) == []
     assert refused(bad.post("/v1/check-ins", {}), 403, "client_suspended")
     ((entry,),) = project.sql(
         "SELECT body FROM ledger_entries WHERE project_id = :project "
@@ -219,6 +229,7 @@ def test_strikes_suspend_and_an_administrator_lets_in_again(project):
     )
     assert entry["cause"].startswith("strikes in run")
     ok(project.owner.post(f"/v1/clients/{bad.id}/activate"))
+    assert strikes_of(project, bad) == []
     fault(bad, model)
     drain(project)
     assert state_of(project, bad) == "active", "what was is forgiven"
