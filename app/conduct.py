@@ -96,27 +96,25 @@ def standing_of(tx: Tx, client: Client) -> ClientConduct:
     """Which strikes count against a client, in every run that counts them."""
     judged = _judged(tx, client.id)
     query = select(Run).where(Run.id.in_(judged)).order_by(Run.created_at, Run.id)
-    known = [(run, rules_of(run)) for run in tx.session.scalars(query)]
-    return ClientConduct(
-        client_id=client.id,
-        state=client.state,
-        forgiven_at=client.forgiven_at,
-        runs=[
+    found = []
+    for run in tx.session.scalars(query):
+        rules = rules_of(run)
+        if rules is None or rules.strikes is None:
+            continue
+        counted = standing(judged[run.id], rules, since=client.forgiven_at, now=tx.now)
+        shown = [Strike(round=s.round[0], reason=str(s.reason), at=s.at) for s in counted]
+        found.append(
             RunConduct(
                 run_id=run.id,
                 run=run.name,
-                strikes=[
-                    Strike(round=each.round[0], reason=str(each.reason), at=each.at)
-                    for each in standing(
-                        judged[run.id], rules, since=client.forgiven_at, now=tx.now
-                    )
-                ],
+                count=len(shown),
+                strikes=shown,
                 limit=rules.strikes,
                 window=rules.strike_window,
             )
-            for run, rules in known
-            if rules is not None and rules.strikes is not None
-        ],
+        )
+    return ClientConduct(
+        client_id=client.id, state=client.state, forgiven_at=client.forgiven_at, runs=found
     )
 
 

@@ -170,9 +170,9 @@ def show_client(client: Client, client_id: Id) -> ClientInfo:
     return client.client(client_id)
 
 
-@command(clients, "conduct")
+@command(clients, "conduct", rows="runs", columns=("run_id", "run", "count", "limit", "window"))
 def show_conduct(client: Client, client_id: Id) -> ClientConduct:
-    """Show which strikes count against a client, and how many suspend it."""
+    """Show how many strikes count against a client, and how many suspend it; --json says why."""
     return client.client_conduct(client_id)
 
 

@@ -100,7 +100,8 @@ class RunConduct(Answer):
 
     run_id: UUID
     run: str = Field(description="The run's name.")
-    strikes: list[Strike] = Field(description="Those that count now, the oldest first.")
+    count: int = Field(description="Strikes that count now.")
+    strikes: list[Strike] = Field(description="These, the oldest first.")
     limit: int = Field(description="So many suspend the client.")
     window: float = Field(description="Seconds for which a strike counts.")
 

@@ -208,6 +208,7 @@ def strikes_of(project, client):
     found = ok(project.owner.get(f"/v1/clients/{client.id}/conduct"))
     assert (found["client_id"], found["state"]) == (str(client.id), state_of(project, client))
     assert {(run["limit"], run["window"]) for run in found["runs"]} <= {(2, 7 * 86_400)}
+    assert all(run["count"] == len(run["strikes"]) for run in found["runs"])
     return [strike["reason"] for run in found["runs"] for strike in run["strikes"]]
 
 
