@@ -6,22 +6,14 @@ estimates it, as an administrator would have it done. What is compared is the er
 
 from __future__ import annotations
 
-import json
-import os
-import subprocess
-import sys
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 from uuid import UUID
 
-import psutil
-
 from app.cli import admin_key_file, prepare
-from app.localprocess import end, until
+from app.localprocess import until
 from app.localstack import LocalStack
+from bench.agents import Sites, agents
 from bench.harness import Figure, Outcome, Room, bench
 from fedselect import RoundPolicy, RunSettings, Training, preset_run, wire
 from fedselect.client import Client
@@ -37,8 +29,6 @@ from fedselect.training import TorchLearner
 
 PATIENCE = 60.0  # seconds of a round, at most
 LIMITS = {"bytes up": 5.0, "bytes down": 5.0, "control bytes": None, "seconds of a round": 30.0}
-FEDSELECT = str(Path(sys.executable).with_name("fedselect"))
-Sites = Mapping[str, tuple[str, dict[str, Any]]]
 
 
 @bench(
@@ -101,7 +91,7 @@ def _compared(folder: Path, sites: Sites, rule: RunSettings) -> RunEstimate:
         key = admin_key_file(stack.root).read_text().strip()
         with Client(stack.environment()["PUBLIC_URL"], key=key) as owner:
             run_id = _run(owner, next(iter(tasks.values())), rule)
-            with _agents(owner, folder, sites):
+            with agents(owner, folder, sites):
                 _await(owner, run_id, rule.rounds)
             return owner.run_estimate(run_id, link="lan", measured=measured)
     finally:
@@ -125,23 +115,3 @@ def _await(owner: Client, run_id: UUID, rounds: int) -> None:
         if time.monotonic() > deadline:
             raise TimeoutError("the run did not end in time")
         time.sleep(1)
-
-
-@contextmanager
-def _agents(owner: Client, folder: Path, sites: Sites) -> Iterator[None]:
-    tokens = owner.create_enrolments(len(sites)).tokens
-    started: list[subprocess.Popen[bytes]] = []
-    try:
-        for (name, (spec, own)), token in zip(sites.items(), tokens, strict=True):
-            command = [FEDSELECT, "agent", "--server", owner.server, "--task", spec]
-            command += [f"--task-arg={key}={json.dumps(value)}" for key, value in own.items()]
-            command += ["--name", name, "--state", str(folder / f"agent-{name}")]
-            with (folder / f"agent-{name}.log").open("wb") as log:
-                environment = os.environ | {"FEDSELECT_TOKEN": token}
-                child = subprocess.Popen(command, env=environment, stdout=log, stderr=log)
-            started.append(child)
-        yield
-    finally:
-        for child in started:
-            end(psutil.Process(child.pid))
-            child.wait()

@@ -7,24 +7,19 @@ between the opening of two rounds; the first ones, in which everything warms up,
 
 from __future__ import annotations
 
-import os
 import statistics
-import subprocess
-import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
 from uuid import UUID
 
-import psutil
-
 from app.cli import admin_key_file, prepare
-from app.localprocess import end, until
+from app.localprocess import until
 from app.localstack import LocalStack
 from bench import flower
+from bench.agents import Sites, agents
 from bench.harness import Curve, Figure, Outcome, Room, bench
 from bench.memory import EVERY, Peaks, processor_time
 from bench.still_task import Still
@@ -36,7 +31,6 @@ from fedselect.training import TorchLearner
 
 WIDTH = 1000
 TASK = Path(__file__).with_name("still_task.py")
-FEDSELECT = str(Path(sys.executable).with_name("fedselect"))
 PATIENCE = 300.0  # seconds for one round, and for everything before the first
 # All of the mask is chosen at once, after the second participation, at random over all tensors.
 SPARSE = {"score": "random", "growth": 0.3, "limit": 0.3, "start_round": 1, "interval": 100_000}
@@ -222,7 +216,7 @@ def _ours(folder: Path, size: Size, kind: str) -> Taken:
         key = admin_key_file(stack.root).read_text().strip()
         with Client(url, key=key) as owner, Peaks() as peaks:
             run_id = _run(owner, size, kind, rounds=rounds + 1)
-            with _agents(owner, folder, size):
+            with agents(owner, folder, _sites(size)):
                 _await(owner, run_id, WARM[kind])
                 before = processor_time(KINDS)
                 _await(owner, run_id, rounds)
@@ -265,23 +259,7 @@ def _run(owner: Client, size: Size, kind: str, *, rounds: int) -> UUID:
     return owner.start_run(run.id).id
 
 
-@contextmanager
-def _agents(owner: Client, folder: Path, size: Size) -> Iterator[None]:
-    tokens = owner.create_enrolments(size.clients).tokens
-    started: list[subprocess.Popen[bytes]] = []
-    try:
-        for number, token in enumerate(tokens):
-            given = {"layers": size.layers, "width": WIDTH, "number": number}
-            command = [FEDSELECT, "agent", "--server", owner.server]
-            command += ["--task", f"{TASK}:Still", "--name", f"site-{number}"]
-            command += [f"--task-arg={name}={value}" for name, value in given.items()]
-            command += ["--state", str(folder / f"agent-{number}")]
-            with (folder / f"agent-{number}.log").open("wb") as log:
-                environment = os.environ | {"FEDSELECT_TOKEN": token}
-                child = subprocess.Popen(command, env=environment, stdout=log, stderr=log)
-            started.append(child)
-        yield
-    finally:
-        for child in started:
-            end(psutil.Process(child.pid))
-            child.wait()
+def _sites(size: Size) -> Sites:
+    shape = {"layers": size.layers, "width": WIDTH}
+    task = f"{TASK}:Still"
+    return {f"site-{n}": (task, {**shape, "number": n}) for n in range(size.clients)}

@@ -56,11 +56,31 @@ class Provider:
         return jwt.encode({**body, **claims}, key, algorithm=algorithm, headers={"kid": kid})
 
 
+class Quiet(BaseHTTPRequestHandler):
+    """One that tells nobody who has called."""
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+@contextmanager
+def serving(handler: type[Quiet]) -> Iterator[int]:
+    """Answer calls to a port of this machine, which it gives."""
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        thread = threading.Thread(target=server.serve_forever, daemon=True)
+        thread.start()
+        try:
+            yield server.server_address[1]
+        finally:
+            server.shutdown()
+            thread.join(10)
+
+
 @contextmanager
 def listening(found: Provider) -> Iterator[Provider]:
     """Serve the provider's documents on a port of this machine."""
 
-    class Handler(BaseHTTPRequestHandler):
+    class Handler(Quiet):
         def do_GET(self) -> None:
             found.asked.append(self.path)
             document = found.documents().get(self.path)
@@ -74,13 +94,5 @@ def listening(found: Provider) -> Iterator[Provider]:
             self.send_response(404)
             self.end_headers()
 
-        def log_message(self, *_: object) -> None:
-            pass
-
-    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
-        found.port = server.server_address[1]
-        thread = threading.Thread(target=server.serve_forever, daemon=True)
-        thread.start()
+    with serving(Handler) as found.port:
         yield found
-        server.shutdown()
-        thread.join(10)
