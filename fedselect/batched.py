@@ -13,10 +13,9 @@ choosing masks apart.
 from __future__ import annotations
 
 import gc
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from operator import attrgetter
 from typing import Any
 
 import numpy as np
@@ -40,7 +39,6 @@ from fedselect.training import TorchLearner
 
 ABREAST = 256  # clients in one stack, whose batches of a round are in memory together
 CLOSE = 1e-3  # how far a first step may be from the client's own, as a part of its longest move
-SHAPE = attrgetter("shape")
 Rows = list[int]
 Grads = Mapping[str, Tensor]
 
@@ -269,19 +267,18 @@ class Together:
         theta = torch.from_numpy(np.stack([lesson.start for lesson in lessons]))
         squares = torch.zeros_like(theta) if lessons[0].window.squares is not None else None
         for number in range(max(len(lesson.steps) for lesson in lessons)):
-            for rows in _alike(lessons, number):
+            for rows, batch in _alike(lessons, number):
                 part = _Part(theta, squares, [lessons[row] for row in rows], rows)
-                self._step(part, number, settings)
+                self._step(part, batch, number, settings)
         for lesson, found in zip(lessons, theta.numpy(), strict=True):
             lesson.learner.check_finite(found)
         models = [row.copy() for row in theta.numpy()]
         sums = [None] * len(models) if squares is None else [row.copy() for row in squares.numpy()]
         return list(zip(models, sums, strict=True))
 
-    def _step(self, part: _Part, number: int, settings: RunSettings) -> None:
+    def _step(self, part: _Part, batch: Batch, number: int, settings: RunSettings) -> None:
         """One step of plain SGD of every client in it, as ``TorchLearner`` takes it of one."""
         training, pull = settings.training, settings.policy.proximal
-        batch = mapped(torch.stack, *(lesson.steps[number][1] for lesson in part.lessons))
         theta = part.theta
         weights = {name: _view(theta, slot).detach() for name, slot in self._slots.items()}
         moving = {name: weights[name] for name in self._learned}
@@ -399,19 +396,25 @@ def _parts(every: Sequence[Any]) -> Iterator[Sequence[Any]]:
     return (every[start : start + ABREAST] for start in range(0, len(every), ABREAST))
 
 
-def _alike(lessons: Sequence[Lesson], number: int) -> list[Rows]:
-    """The rows that take this step, together if their batches have one shape."""
+def _alike(lessons: Sequence[Lesson], number: int) -> Iterator[tuple[Rows, Batch]]:
+    """The rows that take this step, and their batches stacked; together if these have one shape."""
+    rows = [row for row, lesson in enumerate(lessons) if number < len(lesson.steps)]
+    found = {row: lessons[row].steps[number][1] for row in rows}
+    try:  # nearly always they have, and to look first would cost as much as the stacking
+        parts = [(rows, mapped(torch.stack, *found.values()))]
+    except (RuntimeError, ValueError):
+        parts = []
+        for alike in _by_shape(found):
+            parts.append((alike, mapped(torch.stack, *(found[row] for row in alike))))
+    yield from parts
+
+
+def _by_shape(batches: Mapping[int, Batch]) -> Iterable[Rows]:
     found: dict[Any, Rows] = {}
-    for row, lesson in enumerate(lessons):
-        if number < len(lesson.steps):
-            found.setdefault(_shape(lesson.steps[number][1]), []).append(row)
-    return list(found.values())
-
-
-def _shape(batch: Batch) -> tuple[Any, ...]:
-    if type(batch) is tuple and set(map(type, batch)) == {Tensor}:
-        return tuple(map(SHAPE, batch))  # nearly always; and the rest is slow
-    return tuple(tensor.shape for tensor in tensors(batch))
+    for row, batch in batches.items():
+        shape = tuple(tensor.shape for tensor in tensors(batch))
+        found.setdefault(shape, []).append(row)
+    return found.values()
 
 
 def _view(stack: Tensor, slot: Slot) -> Tensor:
