@@ -92,17 +92,16 @@ class Checkpoint:
             "clients": rows,
         }
         data = safetensors.numpy.save(tensors, {"simulation": json.dumps(document)})
-        self.folder.mkdir(parents=True, exist_ok=True)
-        write_atomically(self.folder / FILE, data)
+        write_atomically(self._path(), data)
 
     def read(self, space: ParameterSpace, facts: Mapping[str, Any]) -> Snapshot | None:
         """The checkpoint; None if there is none yet.
 
         Raises:
-            FedSelectError: ``checkpoint_invalid``, the file is damaged; ``checkpoint_mismatch``, it
-                is of another simulation.
+            FedSelectError: ``checkpoint_invalid``, the file is damaged, or there can be no such
+                folder; ``checkpoint_mismatch``, it is of another simulation.
         """
-        path = self.folder / FILE
+        path = self._path()
         if not path.exists():
             return None
         try:
@@ -117,6 +116,18 @@ class Checkpoint:
                 "again",
                 code="checkpoint_invalid",
             ) from error
+
+    def _path(self) -> Path:
+        """The file, in a folder that is there: better said before the first round than after it."""
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise FedSelectError(
+                f"checkpoints are kept in a folder, and {self.folder} can be none: "
+                f"{error.strerror}",
+                code="checkpoint_invalid",
+            ) from error
+        return self.folder / FILE
 
     def _facts(self, facts: Mapping[str, Any]) -> dict[str, Any]:
         whole: dict[str, Any] = json.loads(json.dumps({**facts, "about": self.about}))

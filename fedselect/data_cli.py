@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 app = typer.Typer(
     name="data", help="Fetch data sets, and deal them to clients.", no_args_is_help=True
 )
+SMALLEST_SIDE = 13  # the second convolution of the federations' network must fit into the picture
 Cache = Annotated[
     Path | None, typer.Option(help="Folder of fetched data; by default ~/.cache/fedselect.")
 ]
@@ -34,19 +35,22 @@ def register(parent: typer.Typer) -> None:
 
 @app.command("list")
 def list_datasets(cache: Cache = None) -> None:
-    """Name the data sets that are known, and say which are here."""
+    """Name the data sets that are known and those of your own, and say which are here."""
+    from fedselect.tasks.datasets import names_in
     from fedselect.tasks.sources import SOURCES, open_dataset
 
     table = Table()
     for column in ("name", "what", "terms, and where it comes from", "here"):
         table.add_column(column)
-    for name, source in SOURCES.items():
+    folder = _folder(cache)
+    known = {name: (source.what, source.terms) for name, source in SOURCES.items()}
+    own = dict.fromkeys(names_in(folder), ("data of your own", "yours"))
+    for name, (what, terms) in {**own, **known}.items():
         try:
-            rows = len(open_dataset(name, _folder(cache)).labels)
-            here = f"{rows:,} examples"
-        except FedSelectError:
-            here = "no"
-        table.add_row(name, source.what, source.terms, here)
+            here = f"{len(open_dataset(name, folder).labels):,} examples"
+        except FedSelectError as error:
+            here = "no" if error.code == "data_missing" else "damaged"
+        table.add_row(name, what, terms, here)
     Console().print(table)
 
 
@@ -60,7 +64,9 @@ def get_dataset(
     images: Annotated[
         bool, typer.Option(help="--from is a folder of pictures, CLIENT/CLASS/ each.")
     ] = False,
-    side: Annotated[int, typer.Option(min=4, max=512, help="Pixels of a picture's side.")] = 32,
+    side: Annotated[
+        int, typer.Option(min=SMALLEST_SIDE, max=512, help="Pixels of a picture's side.")
+    ] = 32,
     cache: Cache = None,
 ) -> None:
     """Fetch a data set, check its files by SHA-256, and keep it as plain arrays."""

@@ -25,6 +25,7 @@ from fedselect.tasks.arrays import Examples, IntVector
 CACHE = Path.home() / ".cache" / "fedselect"
 Inputs = npt.NDArray[np.float32] | npt.NDArray[np.uint8]
 BoolVector = npt.NDArray[np.bool_]
+_SUFFIX = ".data.npz"
 _KINDS = {"inputs": "fu", "labels": "i", "groups": "i", "held_out": "b", "blocks": "i"}
 
 
@@ -89,7 +90,12 @@ def path_of(name: str, folder: Path) -> Path:
     """Where a data set lies in a cache folder."""
     if not name.replace("-", "").isalnum():
         raise _error(f"a data set is named by letters, digits and dashes, not {name!r}")
-    return folder / f"{name}.data.npz"
+    return folder / f"{name}{_SUFFIX}"
+
+
+def names_in(folder: Path) -> list[str]:
+    """The data sets that lie in a cache folder."""
+    return sorted(path.name.removesuffix(_SUFFIX) for path in folder.glob(f"*{_SUFFIX}"))
 
 
 def save(dataset: Dataset, folder: Path) -> Path:

@@ -121,6 +121,16 @@ def test_a_damaged_checkpoint_is_refused_in_words(tmp_path):
         assert caught.value.code == "checkpoint_invalid"
 
 
+def test_a_file_is_no_folder_for_checkpoints(tmp_path):
+    (tmp_path / "file").write_bytes(b"x")
+    for place in (tmp_path / "file", tmp_path / "file" / "below"):
+        with pytest.raises(FedSelectError, match="kept in a folder") as caught:
+            simulate(
+                tasks(), settings("fedavg"), checkpoint=Checkpoint(place), progress=pytest.fail
+            )
+        assert caught.value.code == "checkpoint_invalid"
+
+
 def test_the_command_goes_on_after_a_kill(tmp_path):
     arguments = ["simulate", "--task", "digits", "--rounds", "12", "--steps", "3", "--json"]
     arguments += ["--vectorized", "--participation", "0.5"]

@@ -14,11 +14,15 @@ import numpy as np
 import pytest
 import r_files
 import torch
+from typer.testing import CliRunner
 
+from fedselect.cli import build
+from fedselect.data_cli import SMALLEST_SIDE
 from fedselect.errors import FedSelectError
 from fedselect.tasks import sources
 from fedselect.tasks.archives import members
 from fedselect.tasks.datasets import Dataset, load, path_of, save
+from fedselect.tasks.federations import Convolutions
 from fedselect.tasks.readers import (
     cifar10,
     image_folder,
@@ -346,6 +350,28 @@ def test_a_folder_of_pictures_per_client(tmp_path):
     (tmp_path / "ward-b" / "cat" / "2.png").write_bytes(b"\x89PNG\r\n\x1a\n broken")
     with refused("data_invalid", r"2\.png"):
         image_folder("wards", tmp_path, side=8)
+
+
+def test_pictures_are_as_large_as_the_network_needs(tmp_path):
+    network = Convolutions(2, 3, 5)
+    assert network(torch.zeros(2, 3, SMALLEST_SIDE, SMALLEST_SIDE)).shape == (2, 5)
+    with pytest.raises(RuntimeError, match="Kernel"):
+        network(torch.zeros(2, 3, SMALLEST_SIDE - 1, SMALLEST_SIDE - 1))
+    words = ["data", "get", "wards", "--images", "--from", str(tmp_path), "--side", "12"]
+    said = CliRunner().invoke(build("data"), words)
+    assert said.exit_code == 2
+    assert "13" in said.stderr
+
+
+def test_data_of_ones_own_are_listed(tmp_path):
+    save(Dataset("mine", np.zeros((7, 2), np.float32), np.zeros(7, np.int64)), tmp_path)
+    path_of("broken", tmp_path).write_bytes(b"x")
+    said = CliRunner().invoke(build("data"), ["data", "list", "--cache", str(tmp_path)])
+    assert said.exit_code == 0, said
+    rows = {line.split("│")[1].strip(): line for line in said.stdout.splitlines() if "│" in line}
+    assert "7" in rows["mine"]
+    assert "damaged" in rows["broken"]
+    assert "no" in rows["vowel"].split("│")[4]
 
 
 def test_pictures_that_are_too_large_are_refused_by_their_head(tmp_path, monkeypatch):
