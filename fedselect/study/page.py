@@ -6,6 +6,7 @@ Owns Markdown and the choice of plots. Every figure is of ``figures`` and ``gold
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -75,7 +76,8 @@ class Report:
 def write_page(report: Report, page: Path) -> None:
     """Put the results between the page's marks for them, and the plots into a folder beside it.
 
-    The marks are named by the grid's ``section``, so that a page may show several studies.
+    The marks are named by the grid's ``section``, so that a page may show several studies. Plots
+    that the page showed there and shows no longer are deleted.
 
     Raises:
         FedSelectError: ``study_invalid``, the page has no such marks.
@@ -84,16 +86,17 @@ def write_page(report: Report, page: Path) -> None:
     first, last = marks(section)
     text = page.read_text() if page.exists() else f"# {report.grid.title}\n\n{first}\n{last}\n"
     head, begin, rest = text.partition(first)
-    _, end, tail = rest.partition(last)
+    old, end, tail = rest.partition(last)
     if not begin or not end:
         raise FedSelectError(f"{page} has lost its marks, {first} and {last}", code="study_invalid")
     folder = "study/plots" if section == "results" else f"study/plots/{section}"
     plots = page.parent / folder
     plots.mkdir(parents=True, exist_ok=True)
     drawings = report.drawings()
-    for old in plots.glob("*.svg"):
-        if old.name not in drawings:
-            old.unlink()
+    # Other pages may keep theirs in the same folder: what this one did not show is not its own.
+    shown = set(re.findall(rf"\]\({re.escape(folder)}/([^()/]+\.svg)\)", old))
+    for name in shown - drawings.keys():
+        (plots / name).unlink(missing_ok=True)
     for name, svg in drawings.items():
         (plots / name).write_text(svg)
     write_atomically(page, f"{head}{first}\n\n{report.sections(folder)}\n\n{last}{tail}".encode())

@@ -592,6 +592,22 @@ def test_a_page_shows_two_studies_and_keeps_their_plots_apart(tmp_path):
     assert found == {"study/plots/few.svg", "study/plots/again/few.svg"}
 
 
+def test_a_page_deletes_plots_of_its_own_alone(tmp_path):
+    report = full_report()
+    (other,) = (split.model_copy(update={"name": "other"}) for split in report.grid.split)
+    moved = Report(
+        report.grid.model_copy(update={"split": (other,)}),
+        [each.model_copy(update={"split": "other"}) for each in report.results],
+    )
+    write_page(report, tmp_path / "STUDY.md")
+    write_page(moved, tmp_path / "MINE.md")
+    plots = tmp_path / "study" / "plots"
+    (plots / "by-hand.svg").write_text("<svg/>")
+    assert {path.name for path in plots.iterdir()} == {"few.svg", "other.svg", "by-hand.svg"}
+    write_page(Report(report.grid, report.results[:1]), tmp_path / "STUDY.md")
+    assert {path.name for path in plots.iterdir()} == {"other.svg", "by-hand.svg"}
+
+
 def test_the_words_where_nothing_can_be_told():
     report = full_report()
     results = [
