@@ -22,7 +22,7 @@ from fedselect.policy import Settings
 from fedselect.scalars import Real, Whole
 from fedselect.study.cells import Result
 from fedselect.study.figures import by_cell, difference, estimate
-from fedselect.study.grid import Reading
+from fedselect.study.grid import Reading, Title
 
 ROUNDING = 0.05  # points: golden figures are given to a tenth
 
@@ -72,7 +72,7 @@ class GoldenBelow(Settings):
 class Golden(Settings):
     """Known figures, means over ``seeds`` seeds; what has no interval is shown, not judged."""
 
-    source: str
+    source: Title
     seeds: Whole
     cells: tuple[GoldenCell, ...]
     differences: tuple[GoldenDifference, ...]

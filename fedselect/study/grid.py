@@ -13,19 +13,30 @@ from dataclasses import dataclass
 from functools import cached_property
 from itertools import product
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, ValidationError, model_validator
+from pydantic import AfterValidator, Field, ValidationError, model_validator
 
 from fedselect.errors import FedSelectError
 from fedselect.policies import RunSettings, Training, preset
 from fedselect.policy import Settings
 from fedselect.scalars import Whole
+from fedselect.tasks import SPLIT, example_clients
 
 NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
 STUDY = "fedselect-study/1"
 ALL = "*"
 Reading = Literal["pre", "post", "better"]
+
+
+def _one_line(text: str) -> str:
+    # What looks like a page's mark would be taken for one when the page is written again.
+    if "<!--" in text or "".join(text.splitlines()) != text:
+        raise ValueError(f"a title is one line without <!--, not {text!r}")
+    return text
+
+
+Title = Annotated[str, AfterValidator(_one_line)]
 
 
 class Pretrained(Settings):
@@ -51,6 +62,20 @@ class GridSplit(Settings):
     pretrained: Pretrained | None = None
     policies: tuple[str, ...] = ()
 
+    def source(self) -> str:
+        """What a key names as the task: its name, or of a saved split what its file holds.
+
+        Raises:
+            FedSelectError: ``study_invalid``, the file cannot be read.
+        """
+        if not self.task.startswith(SPLIT):
+            return self.task
+        path = Path(self.task.removeprefix(SPLIT))
+        try:
+            return SPLIT + hashlib.sha256(path.read_bytes()).hexdigest()
+        except OSError as error:
+            raise FedSelectError(f"{path} cannot be read: {error}", code="study_invalid") from error
+
 
 class GridPolicy(Settings):
     """A policy by a name of its own: a preset with settings changed."""
@@ -58,7 +83,7 @@ class GridPolicy(Settings):
     name: str = Field(pattern=NAME, max_length=64)
     preset: str
     settings: dict[str, Any] = Field(default_factory=dict)
-    title: str = ""
+    title: Title = ""
 
 
 class Pair(Settings):
@@ -71,6 +96,12 @@ class Pair(Settings):
     against: str
     reading: Reading = "better"
 
+    @model_validator(mode="after")
+    def _is_of_two(self) -> Self:
+        if self.policy == self.against:
+            raise ValueError(f"{self.policy} would be compared with itself")
+        return self
+
 
 class Grid(Settings):
     """All of a study. ``readings``: accuracies are means over so many last rounds.
@@ -80,7 +111,7 @@ class Grid(Settings):
     that results go between. Policies are ranked by their mean over the splits of ``ranking``.
     """
 
-    title: str = "study"
+    title: Title = "study"
     section: str = Field("results", pattern=NAME)
     seeds: tuple[Whole, ...] = Field(min_length=1)
     training: Training = Training(steps=20)
@@ -105,6 +136,17 @@ class Grid(Settings):
         unknown |= set(self.ranking) - {split.name for split in self.split}
         if unknown:
             raise ValueError(f"no policies or splits {', '.join(sorted(unknown))}")
+        return self
+
+    @model_validator(mode="after")
+    def _numbers_fit(self) -> Self:
+        if len(set(self.seeds)) < len(self.seeds):
+            raise ValueError(f"seeds must differ, not {', '.join(map(str, self.seeds))}")
+        for split in self.split:
+            if split.rounds < self.readings:
+                raise ValueError(
+                    f"{split.name} has {split.rounds} rounds, too few for {self.readings} readings"
+                )
         return self
 
     @property
@@ -173,7 +215,7 @@ class Cell:
         """What decides the result, as a digest: a cell with the same key need not run again."""
         document = {
             "study": STUDY,
-            "task": self.split.task,
+            "task": self.split.source(),
             "settings": self.settings.model_dump(mode="json"),
             "readings": self.grid.readings,
             "batch_orders": self.grid.batch_orders,
@@ -195,6 +237,8 @@ def read_grid(path: Path) -> Grid:
     """
     try:
         grid = Grid.model_validate(tomllib.loads(path.read_text()))
+        for split in grid.split:
+            _check_task(path, split)
         for cell in grid.cells():
             cell.settings  # noqa: B018  # its checks
             cell.steps  # noqa: B018
@@ -205,3 +249,11 @@ def read_grid(path: Path) -> Grid:
         place = ".".join(map(str, first["loc"])) or "grid"
         raise FedSelectError(f"{path}: {place}: {first['msg']}", code="study_invalid") from error
     return grid
+
+
+def _check_task(path: Path, split: GridSplit) -> None:
+    """Before anything runs: a cell would find it too late."""
+    try:
+        example_clients(split.task)
+    except FedSelectError as error:
+        raise FedSelectError(f"{path}: {split.name}: {error}", code="study_invalid") from error

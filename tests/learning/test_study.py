@@ -2,20 +2,20 @@
 
 import json
 import math
-from base64 import b64encode
 from pathlib import Path
 from statistics import fmean, stdev
 
 import numpy as np
 import pytest
+from study_samples import grid, only, result
 from typer.testing import CliRunner
 
 from fedselect.cli import build
 from fedselect.errors import FedSelectError
-from fedselect.policies import PRESETS, Training
+from fedselect.policies import PRESETS
 from fedselect.simulate import SimulatedRun, simulate
 from fedselect.study import cells
-from fedselect.study.cells import Result, run_cell
+from fedselect.study.cells import run_cell
 from fedselect.study.figures import (
     by_cell,
     difference,
@@ -25,31 +25,16 @@ from fedselect.study.figures import (
     rows,
 )
 from fedselect.study.golden import Golden, check, read_golden
-from fedselect.study.grid import Grid, GridPolicy, GridSplit, Pair, read_grid
+from fedselect.study.grid import GridSplit, Pair, read_grid
 from fedselect.study.page import Report, marks, write_page
 from fedselect.study.pretraining import participants
 from fedselect.study.runner import read_results, run_grid
 from fedselect.tasks import client_tasks
+from fedselect.tasks.federations import dealt
 
 ROOT = Path(__file__).parents[2]
 BEGIN, END = marks("results")
 GOLDEN = ROOT / "tests" / "golden" / "study.json"
-
-
-def grid(*policies, rounds=4, seeds=(0,), **changes):
-    return Grid(
-        seeds=seeds,
-        training=Training(steps=2),
-        readings=2,
-        split=(GridSplit(name="few", task="digits-mixed", rounds=rounds),),
-        policy=tuple(GridPolicy(name=name, preset=name) for name in policies),
-        **changes,
-    )
-
-
-def only(study):
-    (cell,) = study.cells()
-    return cell
 
 
 # --- cells ------------------------------------------------------------------
@@ -120,6 +105,19 @@ def test_a_key_names_all_that_decides():
     keys = {cell.key for cell in [base, *others]}
     assert len(keys) == 5
     assert only(grid("fedselect", rounds=6)).key == base.key
+
+
+def test_a_key_names_what_a_saved_split_holds_not_where_it_lies(tmp_path):
+    def key(path, seed):
+        dealt("digits-mixed", seed).save(path)
+        study = grid("local").model_copy(
+            update={"split": (GridSplit(name="few", task=f"split:{path}", rounds=4),)}
+        )
+        return only(study).key
+
+    first = key(tmp_path / "one.json", 0)
+    assert key(tmp_path / "two.json", 0) == first
+    assert key(tmp_path / "one.json", 1) != first
 
 
 def test_lines_of_earlier_studies_still_count():
@@ -259,33 +257,6 @@ def test_a_line_that_is_no_result_is_not_passed_over(tmp_path, line):
 
 
 # --- figures ------------------------------------------------------------------
-
-
-def result(policy, seed, pre, post=None, *, total=100, split="few"):
-    """A result of two readings whose clients got so many right."""
-    post = pre if post is None else post
-    hits = []
-    for right in post:
-        packed = np.packbits(np.arange(total) < right).tobytes()
-        hits.append(b64encode(packed).decode())
-    return Result(
-        key=f"{split}/{policy}/{seed}",
-        split=split,
-        policy=policy,
-        seed=seed,
-        rounds=10,
-        steps=20,
-        elements=50,
-        clients=tuple(f"c{n}" for n in range(len(pre))),
-        examples=(total,) * len(pre),
-        pre=(tuple(pre), tuple(pre)),
-        post=(tuple(post), tuple(post)),
-        hits=tuple(hits),
-        sent=(1000,) * len(pre),
-        personal=(0.0,) * len(pre),
-        version="0" * 64,
-        seconds=0,
-    )
 
 
 def test_an_interval_is_students():
@@ -478,6 +449,13 @@ def test_policies_are_ranked_by_their_mean_over_the_splits_of_the_ranking():
     [
         ("seeds = []", "seeds"),
         ("= 3", "cannot be read"),
+        ("seeds = [0, 1, 0]", "seeds must differ, not 0, 1, 0"),
+        ("readings = 5", "x has 4 rounds, too few for 5 readings"),
+        ('split = [{name = "x", task = "digit", rounds = 4}]', "x: there is no example task"),
+        ('split = [{name = "x", task = "split:no.json", rounds = 4}]', "x: no.json is no split"),
+        ('pair = [{policy = "local", against = "local"}]', "compared with itself"),
+        ('title = "a <!-- results: end --> b"', "one line without <!--"),
+        (r'policy = [{name = "a", preset = "local", title = "a\nb"}]', "one line without <!--"),
         ('[[split]]\nname = "x"', "split.0"),
         ('pair = [{policy = "a", against = "b"}]', "no policies a and b"),
         ('ranking = ["y"]', "no policies or splits y"),
