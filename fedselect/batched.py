@@ -265,7 +265,8 @@ class Together:
         if not lessons:
             return []
         theta = torch.from_numpy(np.stack([lesson.start for lesson in lessons]))
-        squares = torch.zeros_like(theta) if lessons[0].window.squares is not None else None
+        gathers = [lesson.window.squares is not None for lesson in lessons]
+        squares = torch.zeros_like(theta) if any(gathers) else None
         for number in range(max(len(lesson.steps) for lesson in lessons)):
             for rows, batch in _alike(lessons, number):
                 part = _Part(theta, squares, [lessons[row] for row in rows], rows)
@@ -273,8 +274,10 @@ class Together:
         for lesson, found in zip(lessons, theta.numpy(), strict=True):
             lesson.learner.check_finite(found)
         models = [row.copy() for row in theta.numpy()]
-        sums = [None] * len(models) if squares is None else [row.copy() for row in squares.numpy()]
-        return list(zip(models, sums, strict=True))
+        if squares is None:
+            return [(model, None) for model in models]
+        sums = squares.numpy()
+        return [(m, sums[i].copy() if gathers[i] else None) for i, m in enumerate(models)]
 
     def _step(self, part: _Part, batch: Batch, number: int, settings: RunSettings) -> None:
         """One step of plain SGD of every client in it, as ``TorchLearner`` takes it of one."""

@@ -119,6 +119,21 @@ def test_who_is_drawn_takes_part():
     agree(alone, found)
 
 
+@pytest.mark.parametrize("gate", ["none", "holdout"])
+@pytest.mark.parametrize("score", ["fisher", "drift", "local_delta"])
+def test_who_is_drawn_gathers_by_its_own_clock(score, gate):
+    """Clients are at different participations: some gather in a round, others do not any more."""
+    policy = Policy(score=score, fraction=0.3, start_round=3, window=2, gate=gate)
+    order = sampled(0.5, seed=3)
+    alone, found = both(tasks(), settings("fedselect", policy=policy), order=order)
+    agree(alone, found)
+    for name, state in alone.states.items():
+        assert state.evidence.terms == found.states[name].evidence.terms
+    counts = {state.participations for state in alone.states.values()}
+    assert min(counts) < max(counts)
+    assert any(state.merge_mask.personal or state.gated for state in alone.states.values())
+
+
 def test_more_clients_than_fit_abreast(monkeypatch):
     together = simulate(tasks(), settings("fedselect"), vectorized=True)
     monkeypatch.setattr("fedselect.batched.ABREAST", 4)
