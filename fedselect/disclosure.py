@@ -62,10 +62,12 @@ class Disclosure(Settings):
         """The smallest number of ``total`` examples that is told and not below ``least``, which is
         at most ``total``.
         """
-        near = self.part(least / total, total)
-        if near >= least or self.round_scores is None:
-            return max(near, least)
-        return self.part(least / total + self.round_scores, total)
+        if self.round_scores is None:
+            return least
+        steps = math.floor(least / total / self.round_scores)
+        while (told := self.part(steps * self.round_scores, total)) < least:
+            steps += 1
+        return told
 
     def count(self, value: int) -> int:
         """A number of examples as it may be told; never 0 of some."""

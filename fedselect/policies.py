@@ -307,6 +307,12 @@ class RunSettings(Settings):
                 f"goal {self.round.goal} is below 2 × min_contributors "
                 f"{self.round.min_contributors}: many elements will stay frozen"
             )
+        found += [
+            f"policy {policy.name} chooses its mask after the first participation, when score "
+            f"{policy.score} knows nothing yet: nothing turns; give start_round 2 or more"
+            for policy in self.policies
+            if policy.uninformed
+        ]
         if self.privacy.dp is not None:
             found.append(
                 "with privacy.dp every element that may travel moves by a noised sum over the "

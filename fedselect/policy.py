@@ -19,6 +19,7 @@ from pydantic import (
     model_validator,
 )
 
+from fedselect.evidence import DRIFT
 from fedselect.masks import Mask
 from fedselect.scalars import Flag, Real, Whole
 from fedselect.scores import SCORES
@@ -192,6 +193,12 @@ class Policy(Settings):
     def at_once(self) -> bool:
         """Whether the mask changes a single time."""
         return self.late or (self.personal == "learned" and self.fraction is not None)
+
+    @property
+    def uninformed(self) -> bool:
+        """Whether the only choice comes before the client has met what its score looks at."""
+        learns = self.personal == "learned" and DRIFT in SCORES[self.score].needs
+        return learns and self.at_once and self.next_due(0) == 0
 
     @property
     def passes(self) -> int:

@@ -28,6 +28,8 @@ from fedselect.space import FloatVector, Slot
 
 REFERENCE = "reference"  # needed by a score that looks at :attr:`Seen.reference`
 
+ACCUMULATORS = frozenset({REFERENCE, OWN_MOVE, SQUARED_GRADIENT, DRIFT, SQUARED_DRIFT})
+
 Ranks = npt.NDArray[Any]
 
 
@@ -83,7 +85,17 @@ def score(name: str, *needs: str) -> Callable[[Rule], Rule]:
     Its rule gives a tensor's elements values ≥ 0, shape (slot.size,), that can be compared between
     tensors. Larger is more personal; 0 says that there is no evidence, and is never chosen. Among
     equals the lower index is chosen first.
+
+    Raises:
+        ValueError: it needs what no client gathers.
     """
+
+    unknown = set(needs) - ACCUMULATORS
+    if unknown:
+        raise ValueError(
+            f"score {name!r} needs {', '.join(sorted(unknown))}, which no client gathers; there "
+            f"are {', '.join(sorted(ACCUMULATORS))}"
+        )
 
     def register(rule: Rule) -> Rule:
         SCORES[name] = Score(rule, frozenset(needs))

@@ -11,12 +11,13 @@ growth, at first the shared start) and the growth rate p, it keeps the k largest
     k = n − round_half_even((1 − p) · n)
 
 Where we differ on purpose: exactly k even when Δ are equal (the authors take all ties), never an
-element that did not move, the limit α is never passed in mode ``cap``, and k = 0 is no error.
+element that did not move, growth never passes the limit α in mode ``cap``, and k = 0 is no error.
 
 Scopes: ``tensor`` counts and ranks each tensor by itself, ``global`` all of them together, so that
 the score decides how much of which tensor is personal. ``row`` ranks whole rows along the first
 axis (what makes one output of a layer, one channel, one embedded word) by their mean score; a row
-that does not fit into the count any more is passed over. Direction ``release`` starts with all of
+that does not fit into the count any more is passed over: with few or long rows less turns than is
+asked for, and nothing if no row fits. Direction ``release`` starts with all of
 them personal and gives back those with the smallest score (GradLTN of arXiv 2306.13264, [inferred]
 in ALGORITHM §1.5).
 
@@ -88,7 +89,7 @@ def choose(policy: Policy, seen: Seen, *, mask: Mask, space: ParameterSpace) -> 
     personal = mask.to_bool()
     slots = tuple(slot for slot in policy.may_turn(space) if slot.size)
     groups: Sequence[Group] = [(slot,) for slot in slots] if policy.scope == "tensor" else [slots]
-    for group in groups:
+    for group in filter(None, groups):  # a model may have no tensor of the kind
         _step(policy, seen, group, personal)
     return Mask.from_bool(personal)
 
@@ -121,6 +122,11 @@ def _score(policy: Policy, seen: Seen, slot: Slot, personal: BoolVector) -> Rank
     if dissent is not None:
         with np.errstate(over="ignore", invalid="ignore"):
             found = found * dissent ** np.float32(policy.pooled)
+    if found.shape != (slot.size,):
+        raise TrainingError(
+            f"score {policy.score!r} gives shape {found.shape} for tensor {slot.name!r}, which has "
+            f"{slot.size} elements; it must give one value for each"
+        )
     own = personal[slot.offset : slot.stop]
     asked = own if policy.direction == "release" else ~own
     judged = seen.change(slot) if found.dtype == np.uint64 else found  # chance is always finite

@@ -216,6 +216,8 @@ class TorchLearner:
             return sum(mean * count for mean, count in found) / sum(count for _, count in found)
 
         never, seen = Mask.initial(self.space), state.evidence
+        if state.mask == never:  # nothing was chosen: there is nothing to turn down
+            return replace(state, evidence=NOTHING, gated=False)
         less = gain(loss, state.mask, never, trained=seen.trained, shared=seen.shared)
         keeps = less > 0  # a loss that is not a number keeps nothing
         mask = state.mask if keeps else never

@@ -223,3 +223,11 @@ def test_batches_of_many_forms_are_split(batch):
 def test_what_cannot_be_split_is_refused_in_words(batches, text):
     with pytest.raises(TrainingError, match=text):
         set_aside(batches)
+
+
+def test_a_gate_turns_no_empty_mask_down():
+    """A thousandth of so small a tensor is no element at all."""
+    states, _ = play(BlobTask(mlp), settings("fedselect", fraction=0.001), 6)
+    never = Mask.initial(TorchLearner(BlobTask(mlp)).space)
+    assert [state.mask == never for state in states] == [True] * 6
+    assert [state.gated for state in states] == [None] * 4 + [False] * 2

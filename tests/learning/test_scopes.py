@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
+from fedselect.errors import TrainingError
 from fedselect.growth import course
 from fedselect.masks import Mask
 from fedselect.personal import PersonalState
@@ -51,6 +52,25 @@ def test_a_global_scope_lets_the_score_say_how_much_of_each_tensor():
     assert chosen(step(policy, delta)) == [0, 17, 18, 19]  # of 18 selectable elements
     each = Policy(scope="tensor", fraction=0.25)
     assert chosen(step(each, delta)) == [0, 1, 2, 17]
+
+
+@pytest.mark.parametrize("scope", ["tensor", "global", "row"])
+def test_a_model_without_such_tensors_has_nothing_to_choose(scope):
+    bare = ParameterSpace.of([("out.bias", (3,), Kind.BIAS, Role.SHARED)])
+    theta = np.ones(3, dtype=np.float32)
+    found = choose(
+        Policy(scope=scope, fraction=0.5),
+        Seen(theta, np.zeros_like(theta)),
+        mask=Mask.initial(bare),
+        space=bare,
+    )
+    assert found == Mask.initial(bare)
+
+
+def test_a_score_of_another_length_is_refused(monkeypatch):
+    monkeypatch.setitem(SCORES, "delta", Score(lambda seen, slot: seen.theta, frozenset()))
+    with pytest.raises(TrainingError, match=r"gives shape \(23,\) for tensor 'body.weight'"):
+        step(Policy(fraction=0.5), by_element())
 
 
 def test_all_elements_are_weights_and_what_is_shared_otherwise():

@@ -59,6 +59,14 @@ def test_a_report_stays_a_report_and_twice_is_as_once(scores, rule):
             assert score.loss == pytest.approx(step * round(score.loss / step))
 
 
+@given(st.integers(1, 120), st.data(), STEPS)
+def test_the_smallest_number_that_is_told(total, data, step):
+    rule = Disclosure(round_scores=step)
+    least = data.draw(st.integers(0, total))
+    told = {rule.part(count / total, total) for count in range(total + 1)}
+    assert rule.part_from(least, total) == min(each for each in told if each >= least)
+
+
 @given(pairs(), RULES)
 def test_an_ablation_is_rounded_alike(scores, rule):
     settings = settings_of(rule)

@@ -322,6 +322,17 @@ def test_a_goal_below_twice_k_warns():
     assert "stay frozen" in warning
 
 
+def test_a_choice_before_its_score_knows_anything_warns():
+    def texts(**policy):
+        rule = RunSettings(round=RoundPolicy(goal=4), policy=Policy(score="drift", **policy))
+        return rule.warnings()
+
+    for start in (0, 1):
+        (warning,) = texts(fraction=0.3, start_round=start)
+        assert "start_round 2" in warning
+    assert texts(fraction=0.3, start_round=2) == texts(growth=0.1) == []
+
+
 def test_where_a_number_may_be_a_single_clients_it_is_said():
     for weighting in ("uniform", "examples"):
         alone = RoundPolicy(goal=4, min_contributors=1, weighting=weighting)

@@ -100,6 +100,12 @@ def test_a_new_score_is_one_function_and_one_registration():
         Policy(score="size")
 
 
+def test_a_score_that_needs_what_nobody_gathers_is_refused():
+    with pytest.raises(ValueError, match="'odd' needs squared_gradients, which no client gathers"):
+        score("odd", "squared_gradients")
+    assert "odd" not in SCORES
+
+
 def test_evidence_survives_its_file():
     evidence = drifts((1, 2, 3), (4, 5, 6)).with_pair(vector(1, 1, 1), vector(2, 2, 2))
     evidence = evidence.with_pair(vector(3, 3, 3), vector(4, 4, 4))
