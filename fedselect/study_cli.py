@@ -15,8 +15,10 @@ from rich.console import Console
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from fedselect.errors import FedSelectError
     from fedselect.study.golden import Check
     from fedselect.study.grid import Cell, Grid
+    from fedselect.study.page import Report
 
 
 def register(app: typer.Typer) -> None:
@@ -26,7 +28,9 @@ def register(app: typer.Typer) -> None:
 
 def study(
     grid: Annotated[Path, typer.Argument(exists=True, dir_okay=False, help="A grid (TOML).")],
-    results: Annotated[Path, typer.Option(help="Folder of results; what is in it is not rerun.")],
+    results: Annotated[
+        Path, typer.Option(file_okay=False, help="Folder of results; what is in it is not rerun.")
+    ],
     only: Annotated[
         list[str] | None, typer.Option(help="Run only this split or policy; repeat.")
     ] = None,
@@ -34,31 +38,40 @@ def study(
         float | None, typer.Option(min=0, help="Begin no further cell after so long; 0: none.")
     ] = None,
     page: Annotated[
-        Path | None, typer.Option(help="Write tables and plots into this page.")
+        Path | None, typer.Option(dir_okay=False, help="Write tables and plots into this page.")
     ] = None,
     golden: Annotated[
         Path | None, typer.Option(exists=True, help="Hold the results to these figures.")
     ] = None,
 ) -> None:
     """Compare policies over splits and seeds, at equal gradient steps; go on where it stopped."""
-    from fedselect.study.golden import check, read_golden
+    from fedselect.study.golden import read_golden
     from fedselect.study.grid import read_grid
-    from fedselect.study.page import Report, write_page
+    from fedselect.study.page import Report
     from fedselect.study.runner import run_grid
 
     console = Console(stderr=True)
     plan = read_grid(grid)
     _warn(console, plan, only or [])
     figures = None if golden is None else read_golden(golden)
-    found = run_grid(plan, results, wanted=_wanted(only, minutes), told=_told(console))
-    report = Report(plan, found, figures)
+    outcome = run_grid(plan, results, wanted=_wanted(only, minutes), told=_told(console))
+    _show(Report(plan, outcome.results, figures), page)
+    if outcome.failures:
+        _print_failures(console, outcome.failures)
+        raise typer.Exit(1)
+
+
+def _show(report: Report, page: Path | None) -> None:
+    from fedselect.study.golden import check
+    from fedselect.study.page import write_page
+
     if page is None:
         typer.echo(report.sections())
     else:
         write_page(report, page)
-        typer.echo(f"{len(found)} results are in {page}")
-    if figures is not None and plan.batch_orders == 1:
-        _print_checks(check(figures, found))
+        typer.echo(f"{len(report.results)} results are in {page}")
+    if report.golden is not None and report.grid.batch_orders == 1:
+        _print_checks(check(report.golden, report.results))
 
 
 def _wanted(only: list[str] | None, minutes: float | None) -> Callable[[Cell], bool]:
@@ -85,6 +98,17 @@ def _told(console: Console) -> Callable[[Cell, int, int], None]:
         console.print(f"{number} of {of}: {cell}", highlight=False)
 
     return told
+
+
+def _print_failures(console: Console, failures: list[tuple[Cell, FedSelectError]]) -> None:
+    """What did not run and why, at the end, where it is seen; many for one reason in one line."""
+    by_reason: dict[str, list[Cell]] = {}
+    for cell, error in failures:
+        by_reason.setdefault(f"error[{error.code}]: {error}", []).append(cell)
+    for reason, cells in by_reason.items():
+        more = f", and {len(cells) - 1} more" if len(cells) > 1 else ""
+        said = f"not run: {cells[0]}{more}: {reason}"
+        console.print(said, highlight=False, markup=False, soft_wrap=True)
 
 
 def _print_checks(checks: list[Check]) -> None:

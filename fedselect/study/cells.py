@@ -8,17 +8,19 @@ choose or score by itself: that is ``simulate``, ``selection`` and ``training``.
 from __future__ import annotations
 
 import base64
+import math
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import combinations
 from pathlib import Path
 from statistics import fmean
+from typing import Self
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from fedselect.errors import FedSelectError
@@ -68,6 +70,18 @@ class Result(Settings):
     others: Real | None = None
     version: str
     seconds: Real
+
+    @model_validator(mode="after")
+    def _lengths_fit(self) -> Self:
+        lists = (self.examples, self.hits, self.sent, self.personal, *self.pre, *self.post)
+        if not self.clients or any(len(each) != len(self.clients) for each in lists):
+            raise ValueError("every list needs an entry for each client")
+        if not self.pre or len(self.pre) != len(self.post):
+            raise ValueError("pre and post need a row for each reading")
+        for packed, examples in zip(self.hits, self.examples, strict=True):
+            if len(base64.b64decode(packed, validate=True)) != math.ceil(examples / 8):
+                raise ValueError("hits need a bit for each example")
+        return self
 
     def accuracies(self, reading: str) -> npt.NDArray[np.float64]:
         """Percent right of each client, (clients,), the mean over the readings."""

@@ -113,9 +113,11 @@ def marks(section: str) -> tuple[str, str]:
 def _head(grid: Grid, results: Sequence[Result]) -> str:
     seeds = sorted({each.seed for each in results})
     every = sum(1 for _ in grid.cells())
+    missing = f" (not run: {every - len(results)})" if len(results) < every else ""
     training = grid.training
+    numbers = ", ".join(map(str, seeds)) or "none"
     return (
-        f"{len(results)} of {every} cells have run, seeds {', '.join(map(str, seeds))}. Plain SGD, "
+        f"{len(results)} of {every} cells have run{missing}, seeds {numbers}. Plain SGD, "
         f"{training.steps} steps a round, batches of {training.batch_size}, learning rate "
         f"{training.learning_rate:g}, all clients in every round. Accuracies are means over the "
         f"last {grid.readings} rounds, in percent; ± are 95 % t-intervals of the mean over seeds, "

@@ -1,13 +1,17 @@
 """Running what a study has not run yet: a line of JSON for each cell, written when it is done.
 
 Owns the folder of results. A cell whose key is in it is not run again; a line that a kill has cut
-is cleared away. Must not know what a cell is made of (``cells``) or what follows from it.
+is cleared away. Several processes may work on one folder: each takes what no other is at. Must not
+know what a cell is made of (``cells``) or what follows from it.
 """
 
 from __future__ import annotations
 
+import fcntl
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 from pydantic import ValidationError
@@ -20,29 +24,51 @@ Engine = Callable[[Cell], Result]
 Told = Callable[[Cell, int, int], None]
 
 
+@dataclass(frozen=True)
+class Outcome:
+    """The results of a grid so far, and the cells that failed, each with the reason."""
+
+    results: list[Result]
+    failures: list[tuple[Cell, FedSelectError]]
+
+
 def read_results(folder: Path) -> list[Result]:
     """All results in a folder, a file for each split; none if there is no folder yet.
 
     Raises:
         FedSelectError: ``study_invalid``, a whole line that is no result.
     """
-    found = []
-    for path in sorted(folder.glob("*.jsonl")):
-        lines = path.read_bytes().split(b"\n")[:-1]  # what follows the last newline was cut off
+    return [each for path in sorted(folder.glob("*.jsonl")) for each in _results(path)]
+
+
+def _results(path: Path) -> Iterator[Result]:
+    lines = path.read_bytes().split(b"\n")[:-1]  # what follows the last newline was cut off
+    for number, line in enumerate(lines, start=1):
         try:
-            found += [Result.model_validate_json(line) for line in lines if line]
+            if line:
+                yield Result.model_validate_json(line)
         except ValidationError as error:
+            first = error.errors()[0]
+            place = ".".join(map(str, first["loc"])) or "line"
             raise FedSelectError(
-                f"{path} holds a line that is no result: {error}", code="study_invalid"
+                f"{path}, line {number}, is no result: {place}: {first['msg']}",
+                code="study_invalid",
             ) from error
-    return found
 
 
 def results_of(grid: Grid, found: Iterable[Result]) -> list[Result]:
-    """The results of a grid's cells among others, the last one of each, in the grid's order."""
+    """The results of a grid's cells among others, the last one of each, in the grid's order.
+
+    A line is found by its key and shown under the grid's names: a split that was named otherwise
+    then, or has two names now, is the same cell.
+    """
     last = {each.key: each for each in found}
-    keys = dict.fromkeys(cell.key for cell in grid.cells())
-    return [last[key] for key in keys if key in last]
+    return [_named(last[cell.key], cell) for cell in grid.cells() if cell.key in last]
+
+
+def _named(result: Result, cell: Cell) -> Result:
+    names = {"split": cell.split.name, "policy": cell.policy.name, "seed": cell.seed}
+    return result.model_copy(update=names)
 
 
 def run_grid(
@@ -52,29 +78,59 @@ def run_grid(
     engine: Engine = run_cell,
     wanted: Callable[[Cell], bool] = lambda _: True,
     told: Told | None = None,
-) -> list[Result]:
-    """Run every ``wanted`` cell that is not done, and give the results of the grid so far.
+) -> Outcome:
+    """Run every ``wanted`` cell that is not done, those after one that fails, too.
 
-    ``wanted`` is asked right before a cell would run; ``told(cell, number, of)`` is called then.
+    ``wanted`` is asked beforehand, and again right before a cell would run; then
+    ``told(cell, number, of)`` is called. Of a failure nothing is kept: it is tried again next time.
 
     Raises:
-        FedSelectError: as :func:`~fedselect.study.cells.run_cell`; what was done stays.
+        FedSelectError: ``study_invalid``, the folder holds a line that is no result.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    for path in folder.glob("*.jsonl"):
-        _clear_cut_line(path)
     done = {each.key for each in read_results(folder)}
-    missing = {cell.key: cell for cell in grid.cells() if cell.key not in done}
+    missing: dict[str, Cell] = {}
+    for cell in grid.cells():
+        if cell.key not in done and wanted(cell):
+            missing.setdefault(cell.key, cell)
+    failures = []
     for number, cell in enumerate(missing.values(), start=1):
-        if not wanted(cell):
-            continue
-        if told is not None:
-            told(cell, number, len(missing))
-        _append(folder / f"{cell.split.name}.jsonl", engine(cell))
-    return results_of(grid, read_results(folder))
+        path = folder / f"{cell.split.name}.jsonl"
+        with _claimed(folder, cell) as mine:
+            if not mine or not wanted(cell) or _holds(path, cell):
+                continue
+            if told is not None:
+                told(cell, number, len(missing))
+            try:
+                _append(path, engine(cell))
+            except FedSelectError as error:
+                failures.append((cell, error))
+    return Outcome(results_of(grid, read_results(folder)), failures)
+
+
+@contextmanager
+def _claimed(folder: Path, cell: Cell) -> Iterator[bool]:
+    """Whether the cell is this process's to run, as no other is at it."""
+    path = folder / f".{cell.key}.lock"
+    with path.open("wb") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # ends with the process, however that
+        except BlockingIOError:
+            yield False
+            return
+        try:
+            yield True
+        finally:
+            path.unlink(missing_ok=True)
+
+
+def _holds(path: Path, cell: Cell) -> bool:
+    """Whether another process has brought the cell's line since."""
+    return path.exists() and any(each.key == cell.key for each in _results(path))
 
 
 def _append(path: Path, result: Result) -> None:
+    _clear_cut_line(path)
     with path.open("ab") as file:
         file.write(result.model_dump_json(exclude_none=True).encode() + b"\n")
         file.flush()
@@ -82,7 +138,7 @@ def _append(path: Path, result: Result) -> None:
 
 
 def _clear_cut_line(path: Path) -> None:
-    data = path.read_bytes()
+    data = path.read_bytes() if path.exists() else b""
     whole = data.rfind(b"\n") + 1
     if whole < len(data):
         with path.open("r+b") as file:

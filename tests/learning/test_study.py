@@ -28,7 +28,6 @@ from fedselect.study.golden import Golden, check, read_golden
 from fedselect.study.grid import GridSplit, Pair, read_grid
 from fedselect.study.page import Report, marks, write_page
 from fedselect.study.pretraining import participants
-from fedselect.study.runner import read_results, run_grid
 from fedselect.tasks import client_tasks
 from fedselect.tasks.federations import dealt
 
@@ -205,55 +204,6 @@ def test_the_page_says_that_pretraining_is_not_counted():
     study = pretrained("local")
     text = Report(study, [result("local", 0, [80, 70])]).sections()
     assert "been trained for 30 steps, not counted here, on the training data of 4 clients" in text
-
-
-# --- the runner ------------------------------------------------------------------
-
-
-def test_what_is_done_is_not_done_again_and_a_cut_line_is_cleared(tmp_path):
-    study = grid("local", "fedavg", seeds=(0, 1))
-    ran = []
-
-    def engine(cell):
-        ran.append(str(cell))
-        if len(ran) == 3:
-            raise KeyboardInterrupt
-        return run_cell(cell)
-
-    with pytest.raises(KeyboardInterrupt):
-        run_grid(study, tmp_path, engine=engine)
-    path = tmp_path / "few.jsonl"
-    whole = path.read_bytes()
-    path.write_bytes(whole + whole.splitlines()[0][:50])
-    found = run_grid(study, tmp_path, engine=engine)
-    assert ran[3:] == ["few, local, seed 1", "few, fedavg, seed 1"]
-    assert [(r.policy, r.seed) for r in found] == [
-        ("local", 0),
-        ("fedavg", 0),
-        ("local", 1),
-        ("fedavg", 1),
-    ]
-    assert path.read_bytes().startswith(whole)
-    assert len(read_results(tmp_path)) == 4
-    again = run_grid(study, tmp_path, engine=lambda cell: pytest.fail("ran again"))
-    assert again == found
-    assert run_cell(next(study.cells())).model_copy(update={"seconds": 0}) == found[0].model_copy(
-        update={"seconds": 0}
-    )
-
-
-def test_results_of_other_grids_are_left_alone(tmp_path):
-    run_grid(grid("local"), tmp_path)
-    assert run_grid(grid("fedavg"), tmp_path, wanted=lambda _: False) == []
-    assert len(read_results(tmp_path)) == 1
-
-
-@pytest.mark.parametrize("line", [b"{}\n", b"nonsense\n", b'{"study": 1}\n'])
-def test_a_line_that_is_no_result_is_not_passed_over(tmp_path, line):
-    (tmp_path / "few.jsonl").write_bytes(line)
-    with pytest.raises(FedSelectError, match="no result") as caught:
-        run_grid(grid("local"), tmp_path)
-    assert caught.value.code == "study_invalid"
 
 
 # --- figures ------------------------------------------------------------------
