@@ -130,15 +130,16 @@ def _holds(path: Path, cell: Cell) -> bool:
 
 
 def _append(path: Path, result: Result) -> None:
-    _clear_cut_line(path)
     with path.open("ab") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)  # nobody's line is taken for one that was cut off
+        _clear_cut_line(path)
         file.write(result.model_dump_json(exclude_none=True).encode() + b"\n")
         file.flush()
         os.fsync(file.fileno())
 
 
 def _clear_cut_line(path: Path) -> None:
-    data = path.read_bytes() if path.exists() else b""
+    data = path.read_bytes()
     whole = data.rfind(b"\n") + 1
     if whole < len(data):
         with path.open("r+b") as file:
