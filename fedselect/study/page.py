@@ -147,7 +147,7 @@ def _table(grid: Grid, mine: Sequence[Row]) -> str:
         *("worse than alone / FedAvg+FT", "harmed against alone / FedAvg+FT", "bytes sent"),
     )
     head = f"| {' | '.join(names)} |\n|{'---|' * len(names)}"
-    titles = {policy.name: policy.title for policy in grid.policy}
+    titles = {policy.name: policy.title.replace("|", "\\|") for policy in grid.policy}
     return "\n".join([head, *(_line(row, titles[row.policy]) for row in mine)])
 
 
