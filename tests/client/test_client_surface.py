@@ -48,6 +48,7 @@ CALLS = {
     "create_enrolments": ("POST", "/v1/enrolments"),
     "clients": ("GET", "/v1/clients"),
     "client": ("GET", "/v1/clients/{id}"),
+    "client_conduct": ("GET", "/v1/clients/{id}/conduct"),
     "suspend_client": ("POST", "/v1/clients/{id}/suspend"),
     "activate_client": ("POST", "/v1/clients/{id}/activate"),
     "revoke_client": ("POST", "/v1/clients/{id}/revoke"),
