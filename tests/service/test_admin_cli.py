@@ -22,7 +22,7 @@ from fedselect.operations import Operations, listing, operation
 from fedselect.profiles import Profile, Profiles, read_profiles, write_profiles
 
 from .campaign import Campaign
-from .factories import drain, make_clients, make_model, make_space
+from .factories import deliver, drain, make_clients, make_model, make_run, make_space
 from .rolling import World
 
 SERVER = "http://coordinator"
@@ -77,6 +77,21 @@ def test_clients(admin, project):
     admin("clients", "erase", client.id, code=1, text="n\n")
     assert admin("clients", "show", client.id, "--json")["name"] == client.name
     assert admin("clients", "erase", client.id, "--yes", "--json")["pseudonym"]
+
+
+def test_conduct(admin, project):
+    make_run(project, goal=2, quorum=1, influence={"strikes": 3})
+    bad, _ = make_clients(project, 2)
+    deliver(bad, bad.assignment(), b"not an update at all")
+    drain(project)
+    whole = admin("clients", "conduct", bad.id, "--json")
+    assert (whole["state"], whole["forgiven_at"]) == ("active", None)
+    ((run,), (strike,)) = whole["runs"], whole["runs"][0]["strikes"]
+    assert (run["count"], run["limit"], strike["round"]) == (1, 3, 1)
+    assert strike["reason"]
+    shown = str(admin("clients", "conduct", bad.id))
+    assert run["run"] in shown
+    assert strike["reason"] not in shown, "the table counts; JSON says why"
 
 
 def test_keys(admin, tmp_path):
