@@ -28,7 +28,7 @@ from fedselect.errors import TrainingError
 from fedselect.evidence import SQUARED_GRADIENT
 from fedselect.following import Trained, conclude
 from fedselect.gathering import Window
-from fedselect.holdout import mapped, tensors
+from fedselect.holdout import mapped
 from fedselect.masks import Mask
 from fedselect.moves import Moves
 from fedselect.personal import Participation, PersonalState, derive_seed
@@ -405,19 +405,27 @@ def _alike(lessons: Sequence[Lesson], number: int) -> Iterator[tuple[Rows, Batch
     found = {row: lessons[row].steps[number][1] for row in rows}
     try:  # nearly always they have, and to look first would cost as much as the stacking
         parts = [(rows, mapped(torch.stack, *found.values()))]
-    except (RuntimeError, ValueError):
+    except (RuntimeError, TrainingError):
         parts = []
-        for alike in _by_shape(found):
+        for alike in _by_outline(found):
             parts.append((alike, mapped(torch.stack, *(found[row] for row in alike))))
     yield from parts
 
 
-def _by_shape(batches: Mapping[int, Batch]) -> Iterable[Rows]:
+def _by_outline(batches: Mapping[int, Batch]) -> Iterable[Rows]:
     found: dict[Any, Rows] = {}
     for row, batch in batches.items():
-        shape = tuple(tensor.shape for tensor in tensors(batch))
-        found.setdefault(shape, []).append(row)
+        found.setdefault(_outline(batch), []).append(row)
     return found.values()
+
+
+def _outline(batch: Batch) -> tuple[Any, ...]:
+    """What a batch is made of, and the shapes of its tensors."""
+    if isinstance(batch, Mapping):
+        return type(batch), *((key, _outline(part)) for key, part in batch.items())
+    if isinstance(batch, tuple | list):
+        return type(batch), *map(_outline, batch)
+    return type(batch), getattr(batch, "shape", None)
 
 
 def _view(stack: Tensor, slot: Slot) -> Tensor:

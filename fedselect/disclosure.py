@@ -51,8 +51,11 @@ class Disclosure(Settings):
         """A share, a loss or a distance as it may be told, at most ``most``."""
         if self.round_scores is None:
             return value
+        steps = value / self.round_scores + 0.5
+        if math.isinf(steps):  # a loss beyond all measure
+            return min(value, most)
         # Ten digits: 3 · 0.1 is told as 0.3.
-        return min(round(self.round_scores * math.floor(value / self.round_scores + 0.5), 10), most)
+        return min(round(self.round_scores * math.floor(steps), 10), most)
 
     def part(self, share: float, total: int) -> int:
         """How many of ``total`` examples a share (0 to 1) of them is told as."""
@@ -62,12 +65,11 @@ class Disclosure(Settings):
         """The smallest number of ``total`` examples that is told and not below ``least``, which is
         at most ``total``.
         """
-        if self.round_scores is None:
+        if self.round_scores is None or self.round_scores * total < 1:  # each number is told
             return least
-        steps = math.floor(least / total / self.round_scores)
-        while (told := self.part(steps * self.round_scores, total)) < least:
-            steps += 1
-        return told
+        first = math.floor(least / total / self.round_scores)
+        told = (self.part(n * self.round_scores, total) for n in range(first, first + 3))
+        return next((each for each in told if each >= least), total)
 
     def count(self, value: int) -> int:
         """A number of examples as it may be told; never 0 of some."""

@@ -148,9 +148,13 @@ def mapped(change: Callable[[tuple[Tensor, ...]], Any], *batches: Batch) -> Batc
     """Apply a function to the tensors that are at the same place of all batches.
 
     Raises:
-        TrainingError: they are not made of tensors with one entry for each example.
+        TrainingError: they are not made of tensors with one entry for each example, or not alike.
     """
     first = batches[0]
+    if not _alike(batches):
+        raise TrainingError(
+            "batches that are put together must be made alike: the same types, keys and lengths"
+        )
     if isinstance(first, Tensor) and first.dim():
         return change(batches)
     if isinstance(first, Mapping):
@@ -162,3 +166,13 @@ def mapped(change: Callable[[tuple[Tensor, ...]], Any], *batches: Batch) -> Batc
         "only batches of tensors (alone, or in tuples, lists or dicts) with one entry for each "
         f"example can be put together, got {type(first).__name__}"
     )
+
+
+def _alike(batches: Sequence[Batch]) -> bool:
+    """Whether batches are made of the same, one level deep."""
+    first = batches[0]
+    if len(set(map(type, batches))) > 1:
+        return False
+    if isinstance(first, Mapping):
+        return all(each.keys() == first.keys() for each in batches)
+    return not isinstance(first, tuple | list) or len(set(map(len, batches))) == 1

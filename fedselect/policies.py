@@ -309,7 +309,8 @@ class RunSettings(Settings):
             )
         found += [
             f"policy {policy.name} chooses its mask after the first participation, when score "
-            f"{policy.score} knows nothing yet: nothing turns; give start_round 2 or more"
+            f"{policy.score} knows nothing yet: nothing turns, or with direction release what "
+            "comes first in the model; give start_round 2 or more"
             for policy in self.policies
             if policy.uninformed
         ]

@@ -117,16 +117,16 @@ def _step(policy: Policy, seen: Seen, group: Group, personal: BoolVector) -> Non
 
 def _score(policy: Policy, seen: Seen, slot: Slot, personal: BoolVector) -> Ranks:
     """The tensor's scores, shape (slot.size,); those of elements that may be chosen are finite."""
-    found = SCORES[policy.score].rule(seen, slot)
-    dissent = None if policy.pooled is None else seen.dissent(slot)
-    if dissent is not None:
-        with np.errstate(over="ignore", invalid="ignore"):
-            found = found * dissent ** np.float32(policy.pooled)
+    found: Ranks = np.asarray(SCORES[policy.score].rule(seen, slot))
     if found.shape != (slot.size,):
         raise TrainingError(
             f"score {policy.score!r} gives shape {found.shape} for tensor {slot.name!r}, which has "
             f"{slot.size} elements; it must give one value for each"
         )
+    dissent = None if policy.pooled is None else seen.dissent(slot)
+    if dissent is not None:
+        with np.errstate(over="ignore", invalid="ignore"):
+            found = found * dissent ** np.float32(policy.pooled)
     own = personal[slot.offset : slot.stop]
     asked = own if policy.direction == "release" else ~own
     judged = seen.change(slot) if found.dtype == np.uint64 else found  # chance is always finite

@@ -161,6 +161,7 @@ def run_cell(cell: Cell, *, cache: Path | None = None) -> Result:
     started = time.monotonic()
     torch.set_num_threads(1)  # small models are faster so, and equal seeds give equal bits
     run, readings = _played(cell, cache, order=0)
+    _check_still(cell)
     again = [_played(cell, cache, order=n)[1].masks for n in range(1, cell.grid.batch_orders)]
     states, names = run.states(), run.names
 
@@ -189,6 +190,16 @@ def run_cell(cell: Cell, *, cache: Path | None = None) -> Result:
         version=run.version,
         seconds=round(time.monotonic() - started, 2),
     )
+
+
+def _check_still(cell: Cell) -> None:
+    """See that the key still says what has run: a saved split's file may have been written anew."""
+    if Cell(cell.grid, cell.split, cell.policy, cell.seed).key != cell.key:
+        raise FedSelectError(
+            f"{cell}: the file of {cell.split.task} has changed since the study began; start it "
+            "again",
+            code="study_invalid",
+        )
 
 
 def _played(cell: Cell, cache: Path | None, *, order: int) -> tuple[SimulatedRun, Readings]:

@@ -97,7 +97,7 @@ def run_grid(
     for number, cell in enumerate(missing.values(), start=1):
         path = folder / f"{cell.split.name}.jsonl"
         with _claimed(folder, cell) as mine:
-            if not mine or not wanted(cell) or _holds(path, cell):
+            if not mine or not wanted(cell) or _holds(folder, cell):
                 continue
             if told is not None:
                 told(cell, number, len(missing))
@@ -118,15 +118,28 @@ def _claimed(folder: Path, cell: Cell) -> Iterator[bool]:
         except BlockingIOError:
             yield False
             return
+        if not _still(path, file.fileno()):
+            yield False  # whoever was at it has ended in between
+            return
         try:
             yield True
         finally:
             path.unlink(missing_ok=True)
 
 
-def _holds(path: Path, cell: Cell) -> bool:
-    """Whether another process has brought the cell's line since."""
-    return path.exists() and any(each.key == cell.key for each in _results(path))
+def _still(path: Path, opened: int) -> bool:
+    """Whether the file that was opened is the one of this name."""
+    try:
+        return path.stat().st_ino == os.fstat(opened).st_ino
+    except FileNotFoundError:
+        return False
+
+
+def _holds(folder: Path, cell: Cell) -> bool:
+    """Whether another process has brought the cell's line since, under whatever name."""
+    key = f'"key":"{cell.key}"'.encode()
+    files = (path.read_bytes() for path in folder.glob("*.jsonl"))
+    return any(key in line for data in files for line in data.split(b"\n")[:-1])
 
 
 def _append(path: Path, result: Result) -> None:

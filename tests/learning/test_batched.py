@@ -119,6 +119,40 @@ def test_who_is_drawn_takes_part():
     agree(alone, found)
 
 
+class Sometimes(BlobTask):
+    """Of one site, whose batches name a weight from the second on."""
+
+    def train_batches(self):
+        for number, (inputs, labels) in enumerate(super().train_batches()):
+            more = {"w": torch.full((len(labels),), 3.0)} if self.odd and number else {}
+            yield {"x": inputs, "y": labels, **more}
+
+    def eval_batches(self):
+        return [{"x": inputs, "y": labels} for inputs, labels in super().eval_batches()]
+
+    def loss(self, model, batch):
+        each = nn.functional.cross_entropy(model(batch["x"]), batch["y"], reduction="none")
+        return (each * batch["w"]).mean() if "w" in batch else each.mean()
+
+    def outcome(self, model, batch):
+        return super().outcome(model, (batch["x"], batch["y"]))
+
+
+@pytest.mark.parametrize("odd", [0, 2])
+def test_batches_that_are_made_otherwise_are_stacked_apart(odd):
+    def some():
+        found = {f"site-{n}": Sometimes(mlp, site=n) for n in range(3)}
+        for number, task in enumerate(found.values()):
+            task.odd = number == odd
+        return found
+
+    rule = settings("fedavg", training=Training(steps=4, batch_size=8))
+    alone = simulate(some(), rule)
+    agree(alone, simulate(some(), rule, vectorized=True))
+    plain = simulate({f"site-{n}": BlobTask(mlp, site=n) for n in range(3)}, rule)
+    assert np.abs(plain.values - alone.values).max() > 100 * CLOSE["atol"]
+
+
 @pytest.mark.parametrize("gate", ["none", "holdout"])
 @pytest.mark.parametrize("score", ["fisher", "drift", "local_delta"])
 def test_who_is_drawn_gathers_by_its_own_clock(score, gate):

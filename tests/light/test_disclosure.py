@@ -67,6 +67,13 @@ def test_the_smallest_number_that_is_told(total, data, step):
     assert rule.part_from(least, total) == min(each for each in told if each >= least)
 
 
+def test_no_number_is_too_large_or_too_small_to_round():
+    assert Disclosure(round_scores=0.05).number(1e308) == 1e308
+    assert Disclosure(round_scores=1e-300).number(0.4, 1) == 0.4
+    for step, total in ((1e-18, 9 * 10**15), (1e-17, 10**18), (0.5, 1), (1e-300, 10**12)):
+        assert Disclosure(round_scores=step).part_from(total - 1, total) >= total - 1
+
+
 @given(pairs(), RULES)
 def test_an_ablation_is_rounded_alike(scores, rule):
     settings = settings_of(rule)
