@@ -119,6 +119,17 @@ def test_a_key_names_what_a_saved_split_holds_not_where_it_lies(tmp_path):
     assert key(tmp_path / "one.json", 1) != first
 
 
+def test_a_saved_split_that_changes_under_way_is_no_result(tmp_path):
+    path = tmp_path / "one.json"
+    dealt("digits-mixed", 0).save(path)
+    split = GridSplit(name="few", task=f"split:{path}", rounds=3)
+    cell = only(grid("local").model_copy(update={"split": (split,)}))
+    assert run_cell(cell).key == cell.key
+    dealt("digits-mixed", 1).save(path)
+    with pytest.raises(FedSelectError, match="has changed since the study began"):
+        run_cell(cell)
+
+
 def test_lines_of_earlier_studies_still_count():
     """What the product has learned since is in the keys of those cells alone that use it."""
     study = read_grid(ROOT / "docs" / "study" / "full.toml")
