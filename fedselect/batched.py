@@ -69,7 +69,7 @@ class Lesson:
 @contextmanager
 def _uncollected() -> Iterator[None]:
     """Keep Python's garbage collector still, which thousands of batches would wake: it walks over
-    all that torch has loaded, for a third of a training's time, and finds nothing to free.
+    all that torch has loaded, for longer than many steps take, and finds nothing to free.
     """
     was = gc.isenabled()
     gc.disable()
@@ -268,7 +268,7 @@ class Together:
         gathers = [lesson.window.squares is not None for lesson in lessons]
         squares = torch.zeros_like(theta) if any(gathers) else None
         for number in range(max(len(lesson.steps) for lesson in lessons)):
-            for rows, batch in _alike(lessons, number):
+            for rows, batch in _stacked(lessons, number):
                 part = _Part(theta, squares, [lessons[row] for row in rows], rows)
                 self._step(part, batch, number, settings)
         for lesson, found in zip(lessons, theta.numpy(), strict=True):
@@ -399,17 +399,15 @@ def _parts(every: Sequence[Any]) -> Iterator[Sequence[Any]]:
     return (every[start : start + ABREAST] for start in range(0, len(every), ABREAST))
 
 
-def _alike(lessons: Sequence[Lesson], number: int) -> Iterator[tuple[Rows, Batch]]:
+def _stacked(lessons: Sequence[Lesson], number: int) -> list[tuple[Rows, Batch]]:
     """The rows that take this step, and their batches stacked; together if these have one shape."""
     rows = [row for row, lesson in enumerate(lessons) if number < len(lesson.steps)]
     found = {row: lessons[row].steps[number][1] for row in rows}
     try:  # nearly always they have, and to look first would cost as much as the stacking
-        parts = [(rows, mapped(torch.stack, *found.values()))]
+        return [(rows, mapped(torch.stack, *found.values()))]
     except (RuntimeError, TrainingError):
-        parts = []
-        for alike in _by_outline(found):
-            parts.append((alike, mapped(torch.stack, *(found[row] for row in alike))))
-    yield from parts
+        groups = _by_outline(found)
+        return [(alike, mapped(torch.stack, *(found[row] for row in alike))) for alike in groups]
 
 
 def _by_outline(batches: Mapping[int, Batch]) -> Iterable[Rows]:
